@@ -1,0 +1,112 @@
+"""The examples in play, V, and random subsets of them, V_p."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Pool"]
+
+
+class Pool:
+    """A shrinking set of example indices to draw random subsets from.
+
+    Attributes:
+        active: Which examples are in play, bool, shape (n,).
+
+    Args:
+        num_examples: n, the size of the data set.
+        min_pool: Exclusion stops at this many examples.
+    """
+
+    def __init__(self, num_examples: int, *, min_pool: int = 1) -> None:
+        self.min_pool = min_pool
+        self.active = torch.ones(num_examples, dtype=torch.bool)
+
+    @property
+    def num_active(self) -> int:
+        """Number of examples in play."""
+        return int(self.active.sum())
+
+    def draw(
+        self, count: int, size: int, generator: torch.Generator, *, labels: Tensor | None = None
+    ) -> Tensor:
+        """Draw random subsets V_1, ..., V_count, each without replacement.
+
+        Two subsets may share examples.
+
+        Args:
+            count: How many subsets.
+            size: r, examples in each, at most the number in play.
+            generator: CPU generator, the only source of randomness.
+            labels: Class of each example, int64, shape (n,). If given, subsets are stratified:
+                each class takes part in proportion to its share of the pool.
+
+        Returns:
+            Example indices, int64, shape (count, size).
+
+        Raises:
+            ValueError: If `size` is larger than the number of examples in play.
+        """
+        members = self.active.nonzero().squeeze(1)
+        if size > len(members):
+            raise ValueError(
+                f"subset_size must be at most the number of active examples, {len(members)}; "
+                f"got {size}."
+            )
+        subsets = []
+        for _ in range(count):
+            shuffled = members[torch.randperm(len(members), generator=generator)]
+            if labels is not None:
+                shuffled = shuffled[_first_in_proportion(labels[shuffled], size)]
+            subsets.append(shuffled[:size])
+        return torch.stack(subsets)
+
+    def exclude(self, indices: Tensor, losses: Tensor, labels: Tensor) -> Tensor:
+        """Drop learned examples for good, Sec. 4.3, the smallest losses first.
+
+        Two guards keep some of them: the pool stays at or above `min_pool`, and of each class one
+        example stays that is known to be in play.
+
+        Args:
+            indices: Examples to drop, distinct, int64, shape (k,).
+            losses: Their largest recent losses, shape (k,).
+            labels: Class of each example of the data set, -1 where unknown, shape (n,).
+
+        Returns:
+            The indices that were dropped, shape (at most k,).
+        """
+        indices = indices[torch.argsort(losses, stable=True)]
+        indices = indices[self.active[indices]]
+        indices = indices[: max(self.num_active - self.min_pool, 0)]
+        self.active[indices] = False
+        known = labels[self.active]
+        keep = torch.zeros(len(indices), dtype=torch.bool)
+        for label in labels[indices].unique().tolist():
+            if label >= 0 and not (known == label).any():
+                keep[(labels[indices] == label).nonzero()[-1]] = True
+        self.active[indices[keep]] = True
+        return indices[~keep]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the active mask."""
+        return {"active": self.active.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self.active.copy_(state["active"])
+
+
+def _first_in_proportion(labels: Tensor, size: int) -> Tensor:
+    """Find the first positions of each class, `size` in all, in proportion to the classes."""
+    counts = torch.bincount(labels)
+    shares = counts.double() * size / len(labels)
+    quotas = shares.floor().long()
+    # Largest remainders get the odd ones, ties the lower class.
+    odd_ones = torch.argsort(shares - quotas, descending=True, stable=True)
+    quotas[odd_ones[: size - int(quotas.sum())]] += 1
+    by_class = torch.argsort(labels, stable=True)
+    rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[by_class]]
+    return by_class[rank < quotas[labels[by_class]]]
