@@ -1,0 +1,390 @@
+"""Losses and last-layer gradients at the current parameters, without side effects, Sec. 3."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+__all__ = ["LastLayerGradients", "Observer"]
+
+
+@dataclass(frozen=True)
+class LastLayerGradients:
+    """What one pass over k examples tells.
+
+    `...` stands for the positions of a head that is applied at several places of one example (the
+    tokens of a text); it is empty for a classifier.
+
+    Attributes:
+        losses: Loss of each example, float32, shape (k,).
+        errors: Derivative of each example's loss by the output of the head, shape (k, ..., c):
+            p - y for cross-entropy. Feature `"logits"`.
+        inputs: Input of the head, h, shape (k, ..., d).
+        input_gradients: Derivative by the input of the head, dL/dh, shape (k, ..., d), the paper's
+            wording. Feature `"input"`.
+    """
+
+    losses: Tensor
+    errors: Tensor
+    inputs: Tensor
+    input_gradients: Tensor
+
+    def weight_gradients(self) -> Tensor:
+        """Form the gradients by weight and bias of a linear head, the feature `"weight"`.
+
+        The gradient of an example is the sum over its positions of e (x) [h, 1].
+
+        Returns:
+            Shape (k, c * (d + 1)).
+        """
+        errors = self.errors.reshape(len(self.errors), -1, self.errors.shape[-1])
+        inputs = self.inputs.reshape(len(self.inputs), -1, self.inputs.shape[-1])
+        inputs = torch.cat([inputs, inputs.new_ones(*inputs.shape[:2], 1)], dim=2)
+        return torch.einsum("ktc,ktd->kcd", errors, inputs).flatten(1)
+
+    @staticmethod
+    def concatenate(parts: list[LastLayerGradients]) -> LastLayerGradients:
+        """Join the results of several passes, in order.
+
+        Positions that a shorter part lacks are filled with zero gradient.
+
+        Args:
+            parts: At least one.
+
+        Returns:
+            All examples of all parts.
+        """
+        return LastLayerGradients(
+            *(
+                _concatenate([getattr(part, name) for part in parts])
+                for name in ("losses", "errors", "inputs", "input_gradients")
+            )
+        )
+
+
+class Observer:
+    """Looks at a model from outside.
+
+    After each call `.grad`, buffers, the training flag of every module, hooks, grad mode, autocast
+    and the random states of torch, numpy and Python are what they were. Everything is measured in
+    eval mode and in the precision of the parameters, autocast off.
+
+    Args:
+        model: The model. A compiled model is observed through its original.
+        loss_fn: Either `loss_fn(output, target)` for batches `(inputs, targets)`, or, if its first
+            argument is called `model`, `loss_fn(model, batch)`. Returns one loss per example.
+        head: The last layer, as a module or its name in `model`. By default what
+            `get_output_embeddings()` or `get_classifier()` return, else the last `nn.Linear` that
+            runs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Callable[..., Tensor],
+        *,
+        head: nn.Module | str | None = None,
+    ) -> None:
+        self.model: nn.Module = getattr(model, "_orig_mod", model)
+        self._loss_fn = loss_fn
+        self._takes_model = _first_argument(loss_fn) == "model"
+        if isinstance(head, str):
+            modules = dict(self.model.named_modules())
+            if head not in modules:
+                linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+                raise ValueError(
+                    f"head must name a module of the model; got {head!r}. "
+                    f"Its linear layers are {', '.join(linear) or 'none'}."
+                )
+            self._head: nn.Module | None = modules[head]
+        else:
+            self._head = head
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+    def losses(self, batch: Any) -> Tensor:
+        """Measure the loss of each example.
+
+        Args:
+            batch: A collated batch of k examples, on the device of the model.
+
+        Returns:
+            Float32, shape (k,).
+
+        Raises:
+            ValueError: If `loss_fn` does not return one loss per example.
+        """
+        with self._undisturbed(), torch.no_grad():
+            return self._per_example_losses(batch).float()
+
+    def last_layer_gradients(self, batch: Any) -> LastLayerGradients:
+        """Measure losses and exact per-example gradients at the last layer.
+
+        One forward pass without a graph up to the head, whose input is detached and requires grad;
+        then one backward pass through the head alone.
+
+        Args:
+            batch: A collated batch of k examples, on the device of the model.
+
+        Returns:
+            Losses, errors, inputs and input gradients, all detached.
+
+        Raises:
+            ValueError: If the model has no linear layer and `head` was not given, if the head did
+                not run exactly once, or if `loss_fn` does not return one loss per example.
+        """
+        with self._undisturbed(), torch.no_grad():
+            head = self.find_head(batch)
+            inputs: list[Tensor] = []
+            outputs: list[Tensor] = []
+
+            def detach_input(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+                inputs.append(arguments[0].detach().requires_grad_())
+                torch.set_grad_enabled(True)  # until torch.no_grad() above ends
+                return (inputs[-1], *arguments[1:])
+
+            def keep_output(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
+                outputs.append(output)
+
+            hooks = [
+                head.register_forward_pre_hook(detach_input),
+                head.register_forward_hook(keep_output),
+            ]
+            try:
+                losses = self._per_example_losses(batch)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            if len(outputs) != 1:
+                raise ValueError(
+                    f"the head must run exactly once in a forward pass; it ran {len(outputs)} "
+                    "times. Name another module with head=."
+                )
+            errors, input_gradients = torch.autograd.grad(
+                losses.sum(), [outputs[0], inputs[0]], allow_unused=True, materialize_grads=True
+            )
+        return LastLayerGradients(
+            losses.detach().float(), errors, inputs[0].detach(), input_gradients
+        )
+
+    @contextmanager
+    def differentiable_losses(self, batch: Any) -> Iterator[Tensor]:
+        """Give the losses with a graph to all parameters that can be differentiated twice.
+
+        Attention runs under the MATH backend, the only one with a second derivative.
+
+        Args:
+            batch: A collated batch of k examples, on the device of the model.
+
+        Yields:
+            Losses, shape (k,), with their graph.
+
+        Raises:
+            ValueError: If `loss_fn` does not return one loss per example.
+        """
+        with self._undisturbed(), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            yield self._per_example_losses(batch)
+
+    def parameters(self, scope: str, batch: Any = None) -> list[nn.Parameter]:
+        """List the parameters that a quadratic model is made of.
+
+        Args:
+            scope: `"trainable"` for all that require grad, `"head"` for those of the last layer.
+            batch: Needed to find the head if it was not named.
+
+        Returns:
+            Distinct parameters that require grad.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        module = self.find_head(batch) if scope == "head" else self.model
+        found = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        if not found:
+            raise ValueError(
+                f"curvature={scope!r} needs parameters that require grad; got none. "
+                "Unfreeze some or choose curvature='none'."
+            )
+        return found
+
+    def find_head(self, batch: Any) -> nn.Module:
+        """Find the last layer, once.
+
+        Args:
+            batch: A collated batch; run to see which linear layer comes last.
+
+        Returns:
+            The head.
+
+        Raises:
+            ValueError: If no linear layer runs.
+        """
+        if self._head is None:
+            self._head = self._declared_head()
+        if self._head is None:
+            self._head = self._last_linear(batch)
+        return self._head
+
+    def _declared_head(self) -> nn.Module | None:
+        for name in ("get_output_embeddings", "get_classifier"):
+            method = getattr(self.model, name, None)
+            try:
+                head = method() if callable(method) else None
+            except NotImplementedError:
+                head = None
+            if isinstance(head, nn.Linear):
+                return head
+        return None
+
+    def _last_linear(self, batch: Any) -> nn.Module:
+        ran: list[nn.Module] = []
+        hooks = [
+            module.register_forward_hook(lambda module, *_: ran.append(module))
+            for module in self.model.modules()
+            if isinstance(module, nn.Linear)
+        ]
+        try:
+            with self._undisturbed(), torch.no_grad():
+                self._per_example_losses(batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not ran:
+            raise ValueError(
+                "the model must have a linear layer that runs, or name its last layer with head=; "
+                f"got {type(self.model).__name__} without one."
+            )
+        return ran[-1]
+
+    def _per_example_losses(self, batch: Any) -> Tensor:
+        if self._takes_model:
+            losses = self._loss_fn(self.model, batch)
+        elif isinstance(batch, (tuple, list)) and len(batch) == 2:
+            losses = self._loss_fn(self.model(batch[0]), batch[1])
+        else:
+            raise ValueError(
+                "loss_fn(output, target) needs batches (inputs, targets); got a "
+                f"{type(batch).__name__}{_length(batch)}. Write loss_fn(model, batch) instead."
+            )
+        k = num_examples(batch)
+        if not isinstance(losses, Tensor):
+            raise ValueError(
+                f"loss_fn must return a tensor of one loss per example; got {type(losses).__name__}"
+            )
+        if losses.ndim == 0:
+            raise ValueError(
+                "loss_fn must return one loss per example, not their mean; got a scalar. "
+                'Set reduction="none".'
+            )
+        if losses.ndim != 1 or (k is not None and len(losses) != k):
+            raise ValueError(
+                f"loss_fn must return one loss per example, shape ({'k' if k is None else k},); "
+                f"got {tuple(losses.shape)}. Take the mean over the other dimensions."
+            )
+        return losses
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        modules = list(self.model.modules())
+        if isinstance(self._loss_fn, nn.Module):
+            modules += self._loss_fn.modules()
+        training = [module.training for module in modules]
+        buffers = [
+            (module, name, buffer, buffer.clone(), buffer._version)
+            for module in self.model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        device = self.device
+        try:
+            with (
+                preserved_random_state(device),
+                torch.autocast(device.type, enabled=False),
+            ):
+                for module in modules:
+                    module.training = False
+                yield
+        finally:
+            for module, flag in zip(modules, training, strict=True):
+                module.training = flag
+            with torch.no_grad():
+                for module, name, buffer, before, version in buffers:
+                    module._buffers[name] = buffer
+                    if buffer._version != version:
+                        buffer.copy_(before)
+
+
+@contextmanager
+def preserved_random_state(device: torch.device) -> Iterator[None]:
+    """Give back the random states of torch (CPU and `device`), numpy and Python on leaving.
+
+    Args:
+        device: A device whose generator may be drawn from, beside the CPU's.
+
+    Yields:
+        Nothing.
+    """
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()
+    cuda = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=cuda):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
+def num_examples(batch: Any) -> int | None:
+    """Count the examples of a collated batch.
+
+    Args:
+        batch: A tensor, or a sequence or mapping that holds one.
+
+    Returns:
+        Length of the first tensor found, or None.
+    """
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.ndim else None
+    values = batch.values() if isinstance(batch, Mapping) else batch
+    if isinstance(batch, (tuple, list, Mapping)):
+        for value in values:
+            if (found := num_examples(value)) is not None:
+                return found
+    return None
+
+
+def _first_argument(function: Callable[..., Any]) -> str | None:
+    target = function.forward if isinstance(function, nn.Module) else function
+    try:
+        return next(iter(inspect.signature(target).parameters), None)
+    except (TypeError, ValueError):  # a builtin without a signature
+        return None
+
+
+def _length(batch: Any) -> str:
+    return f" of length {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+
+
+def _concatenate(parts: list[Tensor]) -> Tensor:
+    shape = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+    if all(list(part.shape[1:]) == shape for part in parts):
+        return torch.cat(parts)
+    padded = []
+    for part in parts:
+        full = part.new_zeros(len(part), *shape)
+        full[tuple(slice(size) for size in part.shape)] = part
+        padded.append(full)
+    return torch.cat(padded)
