@@ -1,0 +1,45 @@
+"""The user's own batches, unchanged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from crest.strategies.protocol import Examples, MiniBatch, Planner, Region, Task
+
+__all__ = ["Full"]
+
+
+@dataclass(frozen=True)
+class Full:
+    """Epochs exactly as the user's loader would give them, every weight 1.
+
+    With budget 1 training equals a plain loop over that loader bit for bit: the sampler draws from
+    the same generators at the same moments.
+    """
+
+    def start(self, task: Task) -> Planner:
+        """Begin the first epoch.
+
+        Args:
+            task: Gives the user's order.
+
+        Returns:
+            A planner at step 0.
+        """
+        return _FullPlanner(task)
+
+
+class _FullPlanner:
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def next_region(self, examples: Examples, step: int) -> Region:
+        batches = [MiniBatch.unweighted(indices) for indices in self._task.user_order()]
+        return Region(batches, seeded=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass

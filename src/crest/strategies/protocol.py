@@ -1,0 +1,167 @@
+"""What a strategy is, what it may ask for, and what it answers."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from crest.observer import LastLayerGradients
+
+__all__ = ["Examples", "MiniBatch", "Planner", "Region", "Strategy", "Task"]
+
+
+@dataclass(frozen=True)
+class MiniBatch:
+    """Examples of one batch and their weights.
+
+    Attributes:
+        indices: Example indices, int64, shape (m,).
+        weights: Weights of mean 1, float32, shape (m,).
+    """
+
+    indices: Tensor
+    weights: Tensor
+
+    @classmethod
+    def unweighted(cls, indices: Tensor) -> MiniBatch:
+        """Give each example the weight 1."""
+        return cls(indices, torch.ones(len(indices)))
+
+
+@dataclass(frozen=True)
+class Region:
+    """A finite list of mini-batches, fully known before the first is fetched.
+
+    Attributes:
+        batches: What to train on, in order.
+        held: Whether the batches are made of the views that `Examples.hold` has read, so that the
+            view that was selected is the view that is trained on.
+        seeded: Whether reading is seeded, so that views do not depend on the process that reads.
+            If not, a dataset without workers draws from the global random state, as in a plain
+            loop.
+        record: What the plan wants to see in the history; primitives only.
+    """
+
+    batches: list[MiniBatch]
+    held: bool = False
+    seeded: bool = True
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a strategy must know before the first region.
+
+    Attributes:
+        num_examples: n, the size of the data set.
+        batch_size: m, examples in a mini-batch.
+        batches_per_step: Mini-batches accumulated for one optimizer step.
+        drop_last: Whether a pass over the data leaves out its incomplete last batch.
+        generator: CPU generator for all random choices of the plan. The loader keeps its state.
+        labels: Class of each example, int64, shape (n,), if known beforehand.
+        user_order: Draws the batches of the next epoch as the user's own loader would.
+    """
+
+    num_examples: int
+    batch_size: int
+    batches_per_step: int
+    drop_last: bool
+    generator: torch.Generator
+    labels: Tensor | None
+    user_order: UserOrder
+
+
+class UserOrder(Protocol):
+    """Draws the batches of one epoch from the sampler of the user's loader."""
+
+    def __call__(self) -> list[Tensor]:
+        """Return the example indices of each batch, int64."""
+        ...
+
+
+class Examples(Protocol):
+    """The data set as a strategy sees it: examples by index, at the current parameters.
+
+    Attributes:
+        labels: Class of each example as far as known, else -1; int64, shape (n,).
+    """
+
+    labels: Tensor
+
+    def hold(self, indices: Tensor) -> None:
+        """Read one view of each example and keep it until the next call.
+
+        Args:
+            indices: Distinct example indices, int64, shape (k,).
+        """
+        ...
+
+    def release(self, keep: Tensor) -> None:
+        """Forget held views but those of `keep`, int64, shape (j,)."""
+        ...
+
+    def last_layer_gradients(self, indices: Tensor) -> LastLayerGradients:
+        """Observe held views of `indices`, int64, shape (k,)."""
+        ...
+
+    def fresh_losses(self, indices: Tensor) -> Tensor:
+        """Read new views of `indices`, shape (k,), and return their losses on the CPU."""
+        ...
+
+    def weighted_loss(self, batch: MiniBatch) -> AbstractContextManager[Tensor]:
+        """Give the weighted mean loss of a held batch, with a graph for two derivatives."""
+        ...
+
+    def parameters(self, scope: str) -> list[nn.Parameter]:
+        """List the parameters of a scope, see `Observer.parameters`."""
+        ...
+
+    def timed(self, component: str) -> AbstractContextManager[None]:
+        """Book the seconds spent inside under a component of the history."""
+        ...
+
+
+class Planner(Protocol):
+    """A strategy at work on one run: what must survive a step."""
+
+    def next_region(self, examples: Examples, step: int) -> Region:
+        """Plan what follows, once every step of the last region has been taken.
+
+        Args:
+            examples: The data set at the current parameters.
+            step: Optimizer steps taken so far.
+
+        Returns:
+            At least one mini-batch; whole accumulation groups.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and primitives that `load_state_dict` continues from."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        ...
+
+
+class Strategy(Protocol):
+    """A method to pick mini-batches, as a frozen dataclass of its settings."""
+
+    def start(self, task: Task) -> Planner:
+        """Begin a run.
+
+        Args:
+            task: Sizes, labels and randomness of the run.
+
+        Returns:
+            A planner at step 0.
+
+        Raises:
+            ValueError: If the settings do not fit the task.
+        """
+        ...

@@ -1,0 +1,50 @@
+"""The honest baseline: random mini-batches under the same schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from crest.strategies.protocol import Examples, MiniBatch, Planner, Region, Task
+
+__all__ = ["Random"]
+
+
+@dataclass(frozen=True)
+class Random:
+    """Shuffled passes over the data, every weight 1.
+
+    The order is `torch.randperm(n, generator=...)`, pass after pass, from a generator with the
+    loader's seed; a pass may span several short epochs.
+    """
+
+    def start(self, task: Task) -> Planner:
+        """Begin the first pass.
+
+        Args:
+            task: Sizes and randomness of the run.
+
+        Returns:
+            A planner at step 0.
+        """
+        return _RandomPlanner(task)
+
+
+class _RandomPlanner:
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def next_region(self, examples: Examples, step: int) -> Region:
+        n, m = self._task.num_examples, self._task.batch_size
+        order = torch.randperm(n, generator=self._task.generator)
+        if self._task.drop_last and n >= m:
+            order = order[: n - n % m]
+        return Region([MiniBatch.unweighted(indices) for indices in order.split(m)])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
