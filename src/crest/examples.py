@@ -1,0 +1,232 @@
+"""The data set as strategies see it: held views, fresh views, and what a model makes of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crest.history import History
+from crest.observer import LastLayerGradients, Observer
+from crest.reader import Reader, place
+from crest.strategies.protocol import MiniBatch
+
+__all__ = ["ObservedExamples"]
+
+_SEEDS = 2**62  # view seeds are drawn below this
+
+
+class ObservedExamples:
+    """Joins reader, observer and history behind the protocol `strategies.protocol.Examples`.
+
+    Attributes:
+        labels: Class of each example as far as known, else -1; int64, shape (n,).
+
+    Args:
+        reader: Reads the examples.
+        observer: Looks at the model.
+        history: Is told seconds and passes.
+        generator: CPU generator of view seeds.
+        chunk: Examples in one forward pass and in one request to the reader.
+        labels: As the attribute.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        observer: Observer,
+        history: History,
+        generator: torch.Generator,
+        chunk: int,
+        labels: Tensor,
+    ) -> None:
+        self.labels = labels
+        self._reader = reader
+        self._observer = observer
+        self._history = history
+        self._generator = generator
+        self._chunk = chunk
+        self._indices = torch.empty(0, dtype=torch.int64)
+        self._seeds: list[int] = []
+        self._kept = self._indices
+        self._held: dict[int, Any] = {}
+
+    def hold(self, indices: Tensor) -> None:
+        """Read one view of each example and keep it until the next call.
+
+        Args:
+            indices: Distinct example indices, int64, shape (k,).
+        """
+        self._indices = self._kept = indices
+        self._seeds = self.draw_seeds(math.ceil(len(indices) / self._chunk))
+        self._read_held()
+
+    def release(self, keep: Tensor) -> None:
+        """Forget held views but those of `keep`, int64, shape (j,)."""
+        self._kept = keep
+        self._held = {index: self._held[index] for index in keep.tolist()}
+
+    def last_layer_gradients(self, indices: Tensor) -> LastLayerGradients:
+        """Observe held views.
+
+        Args:
+            indices: Example indices, int64, shape (k,).
+
+        Returns:
+            Losses and gradients in the order of `indices`.
+        """
+        self._history.count("features", forward=len(indices))
+        parts = []
+        for some in indices.split(self._chunk):
+            part = self._observer.last_layer_gradients(self._batch(self._held, some))
+            self._check_finite(part.losses, some)
+            parts.append(part)
+        return LastLayerGradients.concatenate(parts)
+
+    def fresh_losses(self, indices: Tensor) -> Tensor:
+        """Read new views and measure their losses.
+
+        Args:
+            indices: Distinct example indices, int64, shape (k,).
+
+        Returns:
+            Losses on the CPU, shape (k,), float32.
+        """
+        self._history.count("check", forward=len(indices))
+        items = self._read(indices, self.draw_seeds(math.ceil(len(indices) / self._chunk)))
+        parts = []
+        for some in indices.split(self._chunk):
+            losses = self._observer.losses(self._batch(items, some))
+            self._check_finite(losses, some)
+            parts.append(losses)
+        return torch.cat(parts).cpu()
+
+    @contextmanager
+    def weighted_loss(self, batch: MiniBatch) -> Iterator[Tensor]:
+        """Give the weighted mean loss of a held batch, with a graph for two derivatives.
+
+        Args:
+            batch: A mini-batch of held examples.
+
+        Yields:
+            Scalar, sum of weight times loss over m.
+        """
+        examples = len(batch.indices)
+        self._history.count("quadratic", forward=examples, backward=examples)
+        collated = self._batch(self._held, batch.indices)
+        with self._observer.differentiable_losses(collated) as losses:
+            yield (losses * batch.weights.to(losses)).sum() / examples
+
+    def parameters(self, scope: str) -> list[nn.Parameter]:
+        """List the parameters of a scope, see `Observer.parameters`.
+
+        Args:
+            scope: `"trainable"` or `"head"`.
+
+        Returns:
+            Parameters that require grad.
+        """
+        batch = None
+        if scope == "head":
+            batch = self._batch(self._held, self._kept[: self._chunk])
+        return self._observer.parameters(scope, batch)
+
+    def timed(self, component: str) -> AbstractContextManager[None]:
+        """Book the seconds spent inside under a component of the history.
+
+        Args:
+            component: One of `history.COMPONENTS`.
+
+        Returns:
+            A context manager.
+        """
+        return self._history.timed(component)
+
+    def held_batch(self, indices: Tensor, seed: int) -> Any:
+        """Collate held views for training.
+
+        Args:
+            indices: Held example indices, int64, shape (m,).
+            seed: Seeds a collate function that draws at random.
+
+        Returns:
+            The batch, where the dataset put it.
+        """
+        if not self._held:
+            self._read_held()  # after load_state_dict
+            self.release(self._kept)
+        return self._reader.collate([self._held[index] for index in indices.tolist()], seed)
+
+    def draw_seeds(self, count: int) -> list[int]:
+        """Draw seeds for `count` requests.
+
+        Args:
+            count: How many.
+
+        Returns:
+            Integers in [0, 2**62).
+        """
+        seeds: list[int] = torch.randint(_SEEDS, (count,), generator=self._generator).tolist()
+        return seeds
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return which views are held: they are read again, not stored."""
+        return {
+            "indices": self._indices,
+            "seeds": list(self._seeds),
+            "kept": self._kept,
+            "labels": self.labels.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned; held views are read when first needed."""
+        self._indices = state["indices"]
+        self._seeds = list(state["seeds"])
+        self._kept = state["kept"]
+        self.labels.copy_(state["labels"])
+        self._held = {}
+
+    def _read_held(self) -> None:
+        self._held = self._read(self._indices, self._seeds)
+
+    def _read(self, indices: Tensor, seeds: list[int]) -> dict[int, Any]:
+        with self._history.timed("data"):
+            items = self._reader.items(indices, seeds, self._chunk)
+        for index, item in items.items():
+            label = _label(item)
+            if label is not None:
+                self.labels[index] = label
+        return items
+
+    def _batch(self, items: dict[int, Any], indices: Tensor) -> Any:
+        with self._history.timed("data"):
+            numbers = indices.tolist()
+            batch = self._reader.collate([items[index] for index in numbers], seed=numbers[0])
+            return place(batch, self._observer.device)
+
+    def _check_finite(self, losses: Tensor, indices: Tensor) -> None:
+        finite = torch.isfinite(losses).cpu()
+        if not finite.all():
+            bad = (~finite).nonzero().squeeze(1)
+            raise ValueError(
+                f"losses must be finite; got {float(losses[bad[0]])} at step {self._history.steps} "
+                f"for examples {indices[bad][:10].tolist()}. Lower the learning rate, add a "
+                "warm-up, or look at these examples."
+            )
+
+
+def _label(item: Any) -> int | None:
+    """Find the class of an item: the second of a pair, or the label of a mapping."""
+    if isinstance(item, (tuple, list)) and len(item) == 2:
+        label = item[1]
+    elif isinstance(item, Mapping):
+        label = item.get("labels", item.get("label"))
+    else:
+        return None
+    if isinstance(label, Tensor) and label.ndim == 0 and not label.is_floating_point():
+        label = int(label)
+    return label if isinstance(label, int) and label >= 0 else None

@@ -1,0 +1,168 @@
+"""What a run did and what it cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+__all__ = ["COMPONENTS", "History"]
+
+COMPONENTS = ("select", "features", "quadratic", "check", "data", "train")
+
+# Passes of one example, in forward passes. A Hessian pass is the derivative of g . z.
+_UNITS = {"forward": 1.0, "backward": 2.0, "hessian": 4.0}
+_KEPT_RECORDS = 1000  # in a checkpoint
+
+
+class History:
+    """Records, clocks and counters of one loader.
+
+    Attributes:
+        records: One dict for each region that was planned: `step` it starts at and `length` in
+            steps; `seconds` and `cost` so far; for `Crest` also `updated`, `check_interval` (T_1),
+            `num_coresets` (P), `active` examples, and with a check `relative_error` (rho) and its
+            parts `predicted_loss`, `check_loss`, `anchor_loss`, `linear_term`, `quadratic_term`.
+        updates: How often new coresets were picked.
+        steps: Optimizer steps for which batches were handed out.
+        seconds: Seconds for each of `select`, `features`, `quadratic`, `check`, `data`, `train`;
+            each second counts once.
+        passes: Forward, backward and Hessian passes of single examples, for each component.
+        lag: Steps by which fetching ran ahead of training at the end of a region, at worst.
+
+    Args:
+        examples_per_step: Examples of one step of random mini-batches, the unit of cost.
+        device: Where the model lives; its queue is awaited when a clock is read.
+    """
+
+    def __init__(self, examples_per_step: int, device: torch.device) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.updates = 0
+        self.steps = 0
+        self.lag = 0
+        self.seconds = dict.fromkeys(COMPONENTS, 0.0)
+        self.passes = {name: dict.fromkeys(_UNITS, 0) for name in COMPONENTS}
+        self._examples_per_step = examples_per_step
+        self._device = device
+        self._running: list[str] = []
+        self._since = 0.0
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """Cost of each component in units of one random training step, from counted passes."""
+        unit = self._examples_per_step * (_UNITS["forward"] + _UNITS["backward"])
+        return {
+            name: sum(count * _UNITS[kind] for kind, count in counts.items()) / unit
+            for name, counts in self.passes.items()
+        }
+
+    @property
+    def cost(self) -> float:
+        """Cost of the run in units of one random training step, from counted passes."""
+        return sum(self.costs.values())
+
+    @property
+    def overhead(self) -> float:
+        """Cost beyond training itself, as a fraction of training; 0 for random batches."""
+        train = self.costs["train"]
+        return self.cost / train - 1 if train else 0.0
+
+    def count(self, component: str, **passes: int) -> None:
+        """Add passes of single examples.
+
+        Args:
+            component: One of `COMPONENTS`.
+            **passes: Number of `forward`, `backward` and `hessian` passes.
+        """
+        for kind, number in passes.items():
+            self.passes[component][kind] += number
+
+    @contextmanager
+    def timed(self, component: str) -> Iterator[None]:
+        """Book the seconds spent inside under `component`, less those of a clock within.
+
+        Args:
+            component: One of `COMPONENTS`.
+
+        Yields:
+            Nothing.
+        """
+        self._read_clock()
+        self._running.append(component)
+        try:
+            yield
+        finally:
+            self._read_clock()
+            self._running.pop()
+
+    @contextmanager
+    def timed_training(self) -> Iterator[None]:
+        """Book what the user does with a batch, without waiting for the device.
+
+        Yields:
+            Nothing.
+        """
+        since = time.perf_counter()
+        yield
+        self.seconds["train"] += time.perf_counter() - since
+
+    def await_training(self) -> None:
+        """Wait until the device has finished the steps in its queue, and book it as training."""
+        if self._device.type == "cuda":
+            with self.timed_training():
+                torch.cuda.synchronize(self._device)
+
+    def add_record(self, record: dict[str, Any]) -> None:
+        """Append what a region planned.
+
+        Args:
+            record: Primitives only.
+        """
+        self.updates += bool(record.get("updated"))
+        self.records.append({**record, "cost": self.cost, "seconds": sum(self.seconds.values())})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as primitives, ready for JSON."""
+        return {
+            "records": self.records,
+            "updates": self.updates,
+            "steps": self.steps,
+            "lag": self.lag,
+            "seconds": self.seconds,
+            "passes": self.passes,
+            "costs": self.costs,
+            "cost": self.cost,
+            "overhead": self.overhead,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return totals and the newest records."""
+        return {
+            "records": [dict(record) for record in self.records[-_KEPT_RECORDS:]],
+            "updates": self.updates,
+            "steps": self.steps,
+            "lag": self.lag,
+            "seconds": dict(self.seconds),
+            "passes": {name: dict(counts) for name, counts in self.passes.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self.records = [dict(record) for record in state["records"]]
+        self.updates = state["updates"]
+        self.steps = state["steps"]
+        self.lag = state["lag"]
+        self.seconds = dict(state["seconds"])
+        self.passes = {name: dict(counts) for name, counts in state["passes"].items()}
+
+    def _read_clock(self) -> None:
+        """Book the time since the last reading under the innermost running component."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        if self._running:
+            self.seconds[self._running[-1]] += now - self._since
+        self._since = now

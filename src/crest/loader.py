@@ -1,0 +1,462 @@
+"""CoresetLoader: fetches planned regions and attaches the weights."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
+
+from crest.examples import ObservedExamples
+from crest.history import History
+from crest.observer import Observer
+from crest.reader import Reader, Request
+from crest.strategies import Crest, Full, Strategy
+from crest.strategies.protocol import MiniBatch, Region, Task
+
+__all__ = ["CoresetLoader", "weighted_mean"]
+
+_STATE_VERSION = 1
+
+
+def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
+    """Average per-example losses with the weights of a batch.
+
+    The sum is divided by m, not by the sum of the weights: both agree, as weights have mean 1.
+
+    Args:
+        losses: One loss per example, shape (m,).
+        weights: Weights from the loader, shape (m,).
+
+    Returns:
+        Scalar to call `backward()` on.
+
+    Raises:
+        ValueError: If the shapes differ, or the losses are a scalar.
+
+    Example:
+        >>> weighted_mean(torch.tensor([1.0, 3.0]), torch.tensor([1.5, 0.5]))
+        tensor(1.5000)
+    """
+    if losses.ndim == 0:
+        raise ValueError(
+            "losses must be one per example, not their mean; got a scalar. "
+            'Set reduction="none" in the loss.'
+        )
+    if losses.shape != weights.shape:
+        raise ValueError(
+            f"losses must have the shape of the weights, {tuple(weights.shape)}; "
+            f"got {tuple(losses.shape)}."
+        )
+    return (losses * weights.to(losses)).mean()
+
+
+class CoresetLoader:
+    """A short epoch of weighted mini-batches in place of the epoch of an ordinary loader.
+
+    Batches are those of the user's loader (dataset, collate_fn, workers, pin_memory) with weights
+    attached: appended to a tuple or list, `sample_weight` and `sample_index` in a dict. Batches are
+    planned in finite regions; nothing is fetched beyond the end of a region before its last step
+    was taken. Randomness of dataset and collate_fn is seeded at each read, so that a run depends on
+    `seed` alone and not on the number of workers; the global random states are left alone.
+
+    Attributes:
+        history: Records, seconds and costs, see `crest.history.History`.
+
+    Args:
+        train_loader: An ordinary DataLoader over a map-style dataset, with shuffling or without.
+        model: The model that is trained; the loader only looks at it.
+        loss_fn: `loss_fn(output, target)` for batches `(inputs, targets)`, or `loss_fn(model,
+            batch)`, told by the name of the first argument. Returns one loss per example.
+        strategy: How mini-batches are picked; `Crest()` if None.
+        budget: Share of the batches of `train_loader` in one epoch of this loader, in (0, 1].
+        batch_size: m. None: that of `train_loader`.
+        accumulation_steps: Batches accumulated for one optimizer step; an epoch is a whole number
+            of such groups, unless the budget is 1.
+        seed: Seed of all random choices.
+        labels: Class of each example, integers from 0, shape (n,), for stratified strategies.
+        head: The last layer or its name; found by itself if None, see `Observer`.
+        attach: `attach(batch, weights, indices)` returns the batch to hand out, for batches that
+            are no tuple, list or dict.
+
+    Raises:
+        TypeError: If the dataset is iterable-style, or `strategy` is no strategy.
+        ValueError: If the dataset is empty, the sampler chooses examples by itself, or a value is
+            out of its range.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> data = TensorDataset(torch.randn(64, 4), torch.randint(2, (64,)))
+        >>> model, criterion = nn.Linear(4, 2), nn.CrossEntropyLoss(reduction="none")
+        >>> loader = CoresetLoader(
+        ...     DataLoader(data, batch_size=8, shuffle=True), model, loss_fn=criterion, budget=0.25
+        ... )
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> for inputs, targets, weights in loader:
+        ...     loss = weighted_mean(criterion(model(inputs), targets), weights)
+        ...     optimizer.zero_grad()
+        ...     loss.backward()
+        ...     optimizer.step()
+        >>> len(loader), loader.history.steps
+        (2, 2)
+    """
+
+    def __init__(
+        self,
+        train_loader: DataLoader[Any],
+        model: nn.Module,
+        *,
+        loss_fn: Callable[..., Tensor],
+        strategy: Strategy | None = None,
+        budget: float = 0.1,
+        batch_size: int | None = None,
+        accumulation_steps: int = 1,
+        seed: int = 0,
+        labels: Tensor | None = None,
+        head: nn.Module | str | None = None,
+        attach: Callable[[Any, Tensor, Tensor], Any] | None = None,
+    ) -> None:
+        strategy = Crest() if strategy is None else strategy
+        self._dataset_length = _check_arguments(
+            train_loader, strategy, budget, accumulation_steps, labels
+        )
+        batch_size = _batch_size(train_loader) if batch_size is None else batch_size
+        if not 1 <= batch_size <= self._dataset_length:
+            raise ValueError(
+                f"batch_size must be in [1, {self._dataset_length}], the number of examples; "
+                f"got {batch_size}."
+            )
+        self._train_loader = train_loader
+        self._model = model
+        self._accumulation_steps = accumulation_steps
+        self._attach = attach
+        self._settings = {
+            "strategy": type(strategy).__name__,
+            **{f"strategy.{k}": v for k, v in dataclasses.asdict(cast(Any, strategy)).items()},
+            "budget": budget,
+            "batch_size": batch_size,
+            "accumulation_steps": accumulation_steps,
+            "seed": seed,
+        }
+        self._length = _epoch_length(len(train_loader), budget, accumulation_steps)
+
+        self._plan_generator = torch.Generator().manual_seed(seed)
+        self._view_generator = torch.Generator().manual_seed(seed + 1)
+        observer = Observer(model, loss_fn, head=head)
+        self.history = History(batch_size * accumulation_steps, observer.device)
+        self._reader = Reader(train_loader)
+        known_labels = torch.full((self._dataset_length,), -1)
+        if labels is not None:
+            known_labels.copy_(labels)
+        self._examples = ObservedExamples(
+            self._reader,
+            observer,
+            self.history,
+            self._view_generator,
+            max(batch_size, 128),
+            known_labels,
+        )
+        self._planner = strategy.start(
+            Task(
+                num_examples=self._dataset_length,
+                batch_size=batch_size,
+                batches_per_step=accumulation_steps,
+                drop_last=train_loader.drop_last,
+                generator=self._plan_generator,
+                labels=None if labels is None else known_labels,
+                user_order=functools.partial(_user_order, train_loader),
+            )
+        )
+        self._region = Region([])
+        self._seeds: list[int] = []
+        self._cursor = 0  # batches of the region handed out
+        self._stream: Iterator[Any] | None = None
+        self._position = 0  # batches of the epoch handed out
+        self._total = 0  # batches of the run handed out
+        self._in_epoch = False
+        self._resuming = False
+        self._version = -1  # of the parameters when the last batch was handed out
+        self._untrained = 0  # batches handed out since the parameters last changed
+
+    def __len__(self) -> int:
+        """Return the number of batches in a short epoch."""
+        return self._length
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over one short epoch; after `load_state_dict`, over what is left of it."""
+        if not self._resuming:
+            self._position = 0
+        self._resuming = False
+        self._in_epoch = True
+        while self._position < self._length:
+            batch = self._next_batch()
+            self._position += 1
+            with self.history.timed_training():
+                yield batch
+        self._in_epoch = False
+
+    def set_epoch(self, epoch: int) -> None:
+        """Pass the epoch on to the sampler of the user's loader, if it wants to know.
+
+        Args:
+            epoch: Number of the epoch that starts.
+        """
+        set_epoch = getattr(self._train_loader.sampler, "set_epoch", None)
+        if callable(set_epoch):
+            set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` continues from, bit for bit.
+
+        Call it anywhere in the loop: the batch that was handed out last counts as trained. Save it
+        beside model, optimizer, scheduler and, for dropout, the random states of torch.
+
+        Returns:
+            Tensors and primitives, fit for `torch.load(..., weights_only=True)`.
+        """
+        rest = slice(self._cursor, None)
+        return {
+            "version": _STATE_VERSION,
+            "settings": dict(self._settings),
+            "dataset_length": self._dataset_length,
+            "position": self._position,
+            "in_epoch": self._in_epoch,
+            "total": self._total,
+            "region": {
+                "indices": [batch.indices for batch in self._region.batches[rest]],
+                "weights": [batch.weights for batch in self._region.batches[rest]],
+                "seeds": self._seeds[rest],
+                "held": self._region.held,
+                "seeded": self._region.seeded,
+            },
+            "plan_generator": self._plan_generator.get_state(),
+            "view_generator": self._view_generator.get_state(),
+            "examples": self._examples.state_dict(),
+            "planner": self._planner.state_dict(),
+            "history": self.history.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was called.
+
+        The next iteration gives the batches that were left of that epoch. Views that were held are
+        read again under their seeds, which gives the same pixels as long as the dataset draws its
+        randomness from torch, numpy or `random`.
+
+        Args:
+            state: What `state_dict` returned.
+
+        Raises:
+            ValueError: If it comes from another version, data set length or setting; names it.
+        """
+        _check_same("version", state.get("version"), _STATE_VERSION)
+        _check_same("dataset_length", state["dataset_length"], self._dataset_length)
+        for name in sorted(self._settings.keys() | state["settings"].keys()):
+            _check_same(name, state["settings"].get(name), self._settings.get(name))
+        self._position = state["position"]
+        self._in_epoch = self._resuming = state["in_epoch"]
+        self._total = state["total"]
+        region = state["region"]
+        batches = [
+            MiniBatch(indices, weights)
+            for indices, weights in zip(region["indices"], region["weights"], strict=True)
+        ]
+        self._region = Region(batches, held=region["held"], seeded=region["seeded"])
+        self._seeds = list(region["seeds"])
+        self._cursor = 0
+        self._stream = None
+        self._version, self._untrained = -1, 0
+        self._plan_generator.set_state(state["plan_generator"].cpu())
+        self._view_generator.set_state(state["view_generator"].cpu())
+        self._examples.load_state_dict(state["examples"])
+        self._planner.load_state_dict(state["planner"])
+        self.history.load_state_dict(state["history"])
+
+    def _next_batch(self) -> Any:
+        self._watch_parameters()
+        if self._cursor == len(self._region.batches):
+            self._plan()
+        planned, seed = self._region.batches[self._cursor], self._seeds[self._cursor]
+        with self.history.timed("data"):
+            if self._region.held:
+                batch = self._examples.held_batch(planned.indices, seed)
+            else:
+                batch = self._next_in_stream()
+        self._cursor += 1
+        self._total += 1
+        self._untrained += 1
+        self.history.steps = math.ceil(self._total / self._accumulation_steps)
+        m = len(planned.indices)
+        self.history.count("train", forward=m, backward=m)
+        return self._with_weights(batch, planned)
+
+    def _next_in_stream(self) -> Any:
+        if self._stream is None:
+            unseeded = not self._region.seeded and not self._reader.has_workers
+            self._stream = self._reader.stream(
+                [
+                    Request(batch.indices.tolist(), None if unseeded else seed, collate=True)
+                    for batch, seed in zip(
+                        self._region.batches[self._cursor :],
+                        self._seeds[self._cursor :],
+                        strict=True,
+                    )
+                ]
+            )
+        return next(self._stream)
+
+    def _plan(self) -> None:
+        """Ask the strategy for the next region, now that every step of the last one is taken."""
+        length = len(cast(Any, self._train_loader.dataset))
+        if length != self._dataset_length:
+            raise ValueError(
+                f"the dataset must keep its length, {self._dataset_length}; it has {length} now. "
+                "Make a new loader for other data."
+            )
+        self.history.await_training()
+        step = self._total // self._accumulation_steps
+        self._region = self._planner.next_region(self._examples, step)
+        self._seeds = self._examples.draw_seeds(len(self._region.batches))
+        self._cursor = 0
+        self._stream = None
+        if self._region.held and self._untrained:
+            self._report_lag()
+        steps = math.ceil(len(self._region.batches) / self._accumulation_steps)
+        self.history.add_record({"step": step, "length": steps, **self._region.record})
+
+    def _watch_parameters(self) -> None:
+        """Count batches handed out since the parameters last changed."""
+        version = sum(parameter._version for parameter in self._model.parameters())
+        if version != self._version:
+            self._untrained = 0
+        self._version = version
+
+    def _report_lag(self) -> None:
+        lag = math.ceil(self._untrained / self._accumulation_steps)
+        if self.history.lag == 0:
+            warnings.warn(
+                f"a region was planned before {lag} step(s) on the last one were taken: batches "
+                "are fetched ahead of training, or optimizer steps were skipped. Selection works "
+                "on older parameters; history.lag tells how far.",
+                stacklevel=4,
+            )
+        self.history.lag = max(self.history.lag, lag)
+
+    def _with_weights(self, batch: Any, planned: MiniBatch) -> Any:
+        weights = planned.weights.to(_device(batch))
+        if self._attach is not None:
+            return self._attach(batch, weights, planned.indices)
+        if isinstance(batch, (tuple, list)):
+            return (*batch, weights)
+        if isinstance(batch, MutableMapping):
+            batch = copy.copy(batch)
+            batch["sample_weight"] = weights
+            batch["sample_index"] = planned.indices.to(weights.device)
+            return batch
+        raise TypeError(
+            "batches must be tuples, lists or dicts to take weights; got "
+            f"{type(batch).__name__}. Pass attach=, a function of (batch, weights, indices)."
+        )
+
+
+def _user_order(loader: DataLoader[Any]) -> list[Tensor]:
+    """Draw the batches of an epoch as `for batch in loader` would."""
+    # iter(loader) draws a seed for its workers before the sampler draws its own.
+    torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
+    return [torch.tensor(indices) for indices in cast(Any, loader.batch_sampler)]
+
+
+def _check_arguments(
+    train_loader: DataLoader[Any],
+    strategy: Strategy,
+    budget: float,
+    accumulation_steps: int,
+    labels: Tensor | None,
+) -> int:
+    """Refuse what cannot work, and return the number of examples."""
+    dataset = train_loader.dataset
+    if isinstance(dataset, IterableDataset):
+        raise TypeError(
+            "the dataset must be map-style, with examples by index; got an IterableDataset, "
+            f"{type(dataset).__name__}. Load it into a list or an indexed file first."
+        )
+    if not callable(getattr(strategy, "start", None)) or isinstance(strategy, type):
+        raise TypeError(
+            "strategy must be one of crest.Crest(), crest.GreedyMiniBatch(), crest.Random(), "
+            f"crest.Full(); got {strategy!r}."
+        )
+    length = len(cast(Any, dataset))
+    if length == 0:
+        raise ValueError("the dataset must hold at least one example; got an empty one.")
+    if not 0 < budget <= 1:
+        raise ValueError(
+            f"budget must be in (0, 1], the share of steps to take; got {budget}. "
+            "Write 0.1 for 10 %."
+        )
+    if accumulation_steps < 1:
+        raise ValueError(f"accumulation_steps must be >= 1; got {accumulation_steps}.")
+    if labels is not None and tuple(labels.shape) != (length,):
+        raise ValueError(
+            f"labels must have one class per example, shape ({length},); got {tuple(labels.shape)}."
+        )
+    if train_loader.batch_sampler is None:
+        raise ValueError(
+            "train_loader must batch its examples; got one with batch_size=None. "
+            "Set batch_size in the DataLoader."
+        )
+    plain = (RandomSampler, SequentialSampler)
+    if not isinstance(strategy, Full) and not isinstance(train_loader.sampler, plain):
+        raise ValueError(
+            "the sampler of train_loader must leave the choice of examples to the strategy; got "
+            f"{type(train_loader.sampler).__name__}. Wrap the examples in torch.utils.data.Subset "
+            "and use shuffle=True."
+        )
+    return length
+
+
+def _batch_size(train_loader: DataLoader[Any]) -> int:
+    sampler = train_loader.batch_sampler
+    if type(sampler) is not BatchSampler:
+        raise ValueError(
+            "batch_size must be given for a loader with a batch sampler of its own, "
+            f"{type(sampler).__name__}; got None."
+        )
+    return sampler.batch_size
+
+
+def _epoch_length(full_length: int, budget: float, accumulation_steps: int) -> int:
+    """Count the batches of a short epoch: whole groups of accumulation, at least one."""
+    if budget == 1:
+        return full_length
+    steps = math.floor(budget * full_length / accumulation_steps + 0.5)
+    return max(steps, 1) * accumulation_steps
+
+
+def _check_same(name: str, saved: Any, present: Any) -> None:
+    if saved != present:
+        raise ValueError(
+            f"{name} must be that of the checkpoint, {saved!r}; got {present!r}. "
+            "Make the loader with the settings it was saved with."
+        )
+
+
+def _device(batch: Any) -> torch.device:
+    values = batch.values() if isinstance(batch, Mapping) else batch
+    if isinstance(batch, (tuple, list, Mapping)):
+        for value in values:
+            if isinstance(value, Tensor):
+                return value.device
+    return torch.device("cpu")
