@@ -106,17 +106,20 @@ class ObservedExamples:
         return torch.cat(parts).cpu()
 
     @contextmanager
-    def weighted_loss(self, batch: MiniBatch) -> Iterator[Tensor]:
+    def weighted_loss(self, batch: MiniBatch, num_probes: int) -> Iterator[Tensor]:
         """Give the weighted mean loss of a held batch, with a graph for two derivatives.
 
         Args:
             batch: A mini-batch of held examples.
+            num_probes: Hessian products that will be taken, for the books.
 
         Yields:
             Scalar, sum of weight times loss over m.
         """
         examples = len(batch.indices)
-        self._history.count("quadratic", forward=examples, backward=examples)
+        self._history.count(
+            "quadratic", forward=examples, backward=examples, hessian=num_probes * examples
+        )
         collated = self._batch(self._held, batch.indices)
         with self._observer.differentiable_losses(collated) as losses:
             yield (losses * batch.weights.to(losses)).sum() / examples

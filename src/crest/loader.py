@@ -189,6 +189,7 @@ class CoresetLoader:
         self._in_epoch = False
         self._resuming = False
         self._version = -1  # of the parameters when the last batch was handed out
+        self._smallest = torch.empty(0)  # the values of one of them
         self._untrained = 0  # batches handed out since the parameters last changed
 
     def __len__(self) -> int:
@@ -222,7 +223,8 @@ class CoresetLoader:
         """Return what `load_state_dict` continues from, bit for bit.
 
         Call it anywhere in the loop: the batch that was handed out last counts as trained. Save it
-        beside model, optimizer, scheduler and, for dropout, the random states of torch.
+        beside model, optimizer and scheduler, and beside the global random states if something
+        draws from them: dropout, or the dataset under `Full()` without workers.
 
         Returns:
             Tensors and primitives, fit for `torch.load(..., weights_only=True)`.
@@ -338,11 +340,16 @@ class CoresetLoader:
         self.history.add_record({"step": step, "length": steps, **self._region.record})
 
     def _watch_parameters(self) -> None:
-        """Count batches handed out since the parameters last changed."""
-        version = sum(parameter._version for parameter in self._model.parameters())
-        if version != self._version:
+        """Count batches handed out since the parameters last changed.
+
+        Optimizers change a parameter's version, or, if they write to `.data`, its values alone.
+        """
+        trainable = [p for p in self._model.parameters() if p.requires_grad]
+        version = sum(parameter._version for parameter in trainable)
+        smallest = min(trainable, key=Tensor.numel, default=torch.empty(0)).detach()
+        if version != self._version or not torch.equal(smallest, self._smallest):
             self._untrained = 0
-        self._version = version
+        self._version, self._smallest = version, smallest.clone()
 
     def _report_lag(self) -> None:
         lag = math.ceil(self._untrained / self._accumulation_steps)

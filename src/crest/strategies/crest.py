@@ -215,7 +215,7 @@ class _CrestPlanner:
         gradient: Tensor | float = 0.0
         diagonal: Tensor | float = 0.0
         for coreset in coresets:
-            with examples.weighted_loss(coreset) as coreset_loss:
+            with examples.weighted_loss(coreset, num_probes) as coreset_loss:
                 moments = gradient_and_hessian_diagonal(coreset_loss, parameters, probes)
             gradient = gradient + moments[0] / len(coresets)
             diagonal = diagonal + moments[1] / len(coresets)

@@ -112,8 +112,8 @@ class Examples(Protocol):
         """Read new views of `indices`, shape (k,), and return their losses on the CPU."""
         ...
 
-    def weighted_loss(self, batch: MiniBatch) -> AbstractContextManager[Tensor]:
-        """Give the weighted mean loss of a held batch, with a graph for two derivatives."""
+    def weighted_loss(self, batch: MiniBatch, num_probes: int) -> AbstractContextManager[Tensor]:
+        """Give the weighted mean loss of a held batch, with a graph for `num_probes` probes."""
         ...
 
     def parameters(self, scope: str) -> list[nn.Parameter]:

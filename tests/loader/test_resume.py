@@ -1,0 +1,165 @@
+"""Stop anywhere, resume, continue bit for bit."""
+
+import io
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+from toys import CRITERION, NoisyData, equal_parameters, make_loader, make_model, make_tensors
+
+import crest
+
+EPOCHS, BUDGET = 4, 0.4  # ten batches an epoch
+
+STRATEGIES = [
+    # learned examples leave from step 5 on, and some checks pass
+    crest.Crest(exclusion_interval=5, loss_threshold=1.5, error_threshold=0.2),
+    crest.GreedyMiniBatch(),
+    crest.Random(),
+    crest.Full(),
+]
+
+
+def name(value):
+    return type(value).__name__
+
+
+def run(strategy, *, num_workers=0, accumulation=1, stop_at=None, checkpoint=None):
+    """Train, stop after `stop_at` batches with a checkpoint, or go on from one."""
+    model = make_model(dropout=0.2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    loader = make_loader(
+        strategy,
+        model=model,
+        dataset=NoisyData(),
+        num_workers=num_workers,
+        budget=BUDGET,
+        accumulation_steps=accumulation,
+    )
+    first_epoch, batches = 0, 0
+    torch.manual_seed(1)
+    np.random.seed(1)
+    random.seed(1)
+    if checkpoint is not None:
+        file, numpy_state, python_state = checkpoint
+        saved = torch.load(io.BytesIO(file), weights_only=True)
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        for parameter, gradient in zip(model.parameters(), saved["gradients"], strict=True):
+            parameter.grad = gradient
+        loader.load_state_dict(saved["loader"])
+        torch.set_rng_state(saved["random"])
+        first_epoch, batches = saved["epoch"], saved["batches"]
+    for epoch in range(first_epoch, EPOCHS):
+        for inputs, targets, weights in loader:
+            loss = crest.weighted_mean(CRITERION(model(inputs), targets), weights)
+            (loss / accumulation).backward()
+            batches += 1
+            if batches % accumulation == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+            if batches == stop_at:
+                file = io.BytesIO()
+                torch.save(
+                    {
+                        "model": model.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "gradients": [parameter.grad for parameter in model.parameters()],
+                        "loader": loader.state_dict(),
+                        "random": torch.get_rng_state(),
+                        "epoch": epoch,
+                        "batches": batches,
+                    },
+                    file,
+                )
+                return file.getvalue(), np.random.get_state(), random.getstate()
+    return model, loader
+
+
+def plan_of(loader):
+    return [
+        {key: value for key, value in record.items() if key != "seconds"}
+        for record in loader.history.records
+    ]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=name)
+@pytest.mark.parametrize(
+    ("num_workers", "accumulation", "stops"),
+    [(0, 1, (1, 2, 9, 10, 11, 20, 40)), (2, 1, (1, 17)), (0, 2, (1, 6, 7, 20))],
+    ids=["0 workers", "2 workers", "accumulation 2"],
+)
+def test_a_resumed_run_continues_bit_for_bit(strategy, num_workers, accumulation, stops):
+    options = {"num_workers": num_workers, "accumulation": accumulation}
+    model, loader = run(strategy, **options)
+    for stop_at in stops:
+        checkpoint = run(strategy, stop_at=stop_at, **options)
+        resumed, resumed_loader = run(strategy, checkpoint=checkpoint, **options)
+        assert equal_parameters(model, resumed), stop_at
+        assert plan_of(loader) == plan_of(resumed_loader), stop_at
+        assert loader.history.passes == resumed_loader.history.passes
+
+
+def test_the_run_above_excludes_examples_and_keeps_some_coresets():
+    _, loader = run(STRATEGIES[0])
+    assert loader.history.records[-1]["active"] < 400
+    assert 1 < loader.history.updates < len(loader.history.records)
+
+
+def test_a_checkpoint_after_an_epoch_starts_the_next_one():
+    loader = make_loader(crest.Random(), budget=BUDGET)
+    first = [inputs for inputs, _, _ in loader]
+    other = make_loader(crest.Random(), budget=BUDGET)
+    other.load_state_dict(loader.state_dict())
+    rest = [inputs for inputs, _, _ in other]
+    assert len(rest) == len(first) == len(loader)
+    assert not torch.equal(rest[0], first[0])
+
+
+def test_a_checkpoint_at_step_zero_changes_nothing():
+    loader, other = (make_loader(crest.Random(), budget=BUDGET) for _ in range(2))
+    other.load_state_dict(loader.state_dict())
+    for one, two in zip(loader, other, strict=True):
+        assert torch.equal(one[0], two[0])
+
+
+def test_the_state_holds_tensors_and_primitives_alone():
+    file = io.BytesIO()
+    torch.save(run_state(), file)
+    file.seek(0)
+    torch.load(file, weights_only=True)
+
+
+def run_state():
+    loader = make_loader(crest.Crest())
+    next(iter(loader))
+    return loader.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset": TensorDataset(*make_tensors(300))}, "dataset_length must be .* 400; got 300"),
+        ({"budget": 0.2}, r"budget must be that of the checkpoint, 0\.1; got 0\.2"),
+        ({"batch_size": 8}, "batch_size must be .* 16; got 8"),
+        ({"seed": 3}, "seed must be .* 0; got 3"),
+        ({"strategy": crest.Random()}, "strategy must be .* 'Crest'; got 'Random'"),
+        (
+            {"strategy": crest.Crest(error_threshold=0.5)},
+            r"strategy\.error_threshold must be .* 0\.05; got 0\.5",
+        ),
+    ],
+    ids=["data", "budget", "batch size", "seed", "strategy", "setting"],
+)
+def test_a_checkpoint_of_other_data_or_settings_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_loader(**options).load_state_dict(run_state())
+
+
+def test_a_checkpoint_of_another_version_is_refused():
+    with pytest.raises(ValueError, match="version must be that of the checkpoint, 0; got 1"):
+        make_loader().load_state_dict({**run_state(), "version": 0})

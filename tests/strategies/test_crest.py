@@ -1,0 +1,294 @@
+"""Algorithm 1 as a whole."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from toys import CRITERION, NoisyData, make_loader, make_model, make_tensors, train
+
+import crest
+from crest.quadratic import flatten
+
+
+class Bowl(nn.Module):
+    """L_i(w) = 1 + sum_k c_k (w_k - 1)^2 for every i: exactly quadratic, diagonal Hessian."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(1, 4, bias=False)
+
+    def forward(self, inputs):
+        return self.head(inputs)
+
+
+def bowl_loss(output, target):
+    return 1 + (torch.tensor([0.5, 1.0, 2.0, 4.0]) * (output - 1).square()).sum(1)
+
+
+def train_bowl(strategy, *, lr, batches=40):
+    torch.manual_seed(0)
+    model = Bowl()
+    dataset = TensorDataset(torch.ones(64, 1), torch.zeros(64))
+    train_loader = DataLoader(dataset, batch_size=8, shuffle=True)
+    loader = crest.CoresetLoader(
+        train_loader, model, loss_fn=bowl_loss, strategy=strategy, budget=0.5
+    )
+    train(loader, model, epochs=batches // 4, lr=lr, criterion=bowl_loss)
+    return loader.history
+
+
+def test_on_a_quadratic_loss_nothing_is_selected_again():
+    history = train_bowl(crest.Crest(exclusion_interval=None), lr=0.05)
+    errors = [r["relative_error"] for r in history.records if "relative_error" in r]
+    assert history.updates == 1
+    assert len(errors) == 39
+    assert max(errors) < 1e-5  # float32 sums
+
+
+def test_a_linear_model_of_a_quadratic_loss_is_soon_off():
+    history = train_bowl(crest.Crest(exclusion_interval=None, curvature="none"), lr=0.05)
+    assert history.updates > 1
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
+    "momentum and decay": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01),
+    "clipping": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "schedule": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+}
+
+
+@pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
+def test_the_displacement_is_the_real_one_since_the_anchor(optimizer_name):
+    model = make_model()
+    loader = make_loader(crest.Crest(error_threshold=1e9), model=model, budget=1)
+    optimizer = OPTIMIZERS[optimizer_name](model.parameters())
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    anchor = flatten(list(model.parameters()))
+    expected = []
+    for inputs, targets, weights in loader:
+        crest.weighted_mean(CRITERION(model(inputs), targets), weights).backward()
+        if optimizer_name == "clipping":
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+        optimizer.zero_grad()
+        if optimizer_name == "schedule":
+            scheduler.step()
+        expected.append(float((flatten(list(model.parameters())) - anchor).norm()))
+    checks = [record for record in loader.history.records if "displacement_norm" in record]
+    assert loader.history.updates == 1
+    assert len(checks) == 24  # the 25 steps less the last one, which nothing follows
+    for check in checks:
+        assert check["displacement_norm"] == pytest.approx(expected[check["step"] - 1], rel=1e-6)
+
+
+def test_a_check_that_fails_starts_a_new_round_and_moves_the_anchor():
+    model = make_model()
+    loader = make_loader(crest.Crest(error_threshold=0.0), model=model)
+    train(loader, model, epochs=5)
+    checks = [record for record in loader.history.records if "relative_error" in record]
+    assert all(record["updated"] for record in checks)
+    # each displacement is one step long, not the way since the first anchor
+    way = float(
+        (flatten(list(model.parameters())) - flatten(list(make_model().parameters()))).norm()
+    )
+    assert max(record["displacement_norm"] for record in checks) < way
+
+
+def test_rho_is_zero_where_nothing_has_moved():
+    """Eval mode, view and weighting of L0 and L^r agree, with norm, dropout and all."""
+    model = make_model(dropout=0.5, norm=True)
+    n = 400
+    loader = make_loader(
+        crest.Crest(subset_size=n, min_pool=n), model=model, batch_size=100, budget=1
+    )
+    train(loader, model, lr=0.0)  # BatchNorm statistics move, but only in train mode passes
+    (first, *_) = [r for r in loader.history.records if "relative_error" in r]
+    # V_p and V_r are both the whole pool: what is left is how far BatchNorm moved
+    assert first["predicted_loss"] == pytest.approx(first["anchor_loss"], abs=1e-6)
+    model_without = make_model(dropout=0.5)
+    loader = make_loader(
+        crest.Crest(subset_size=n, min_pool=n), model=model_without, batch_size=100, budget=1
+    )
+    train(loader, model_without, lr=0.0)
+    errors = [r["relative_error"] for r in loader.history.records if "relative_error" in r]
+    assert errors
+    assert max(errors) < 1e-5
+
+
+def test_each_distinct_example_is_read_and_passed_forward_once():
+    reads = []
+
+    class Counting(NoisyData):
+        def __getitem__(self, index):
+            reads.append(index)
+            return super().__getitem__(index)
+
+    loader = make_loader(crest.Crest(subset_size=200, min_pool=200), dataset=Counting())
+    next(iter(loader))
+    # five subsets of 200 from 400: about 388 distinct examples
+    assert len(reads) == len(set(reads))
+    assert loader.history.passes["features"]["forward"] == len(reads)
+
+
+def test_a_check_passes_only_its_subset_forward():
+    model = make_model()
+    loader = make_loader(crest.Crest(subset_size=50), model=model, budget=0.5)
+    train(loader, model)
+    checks = sum("relative_error" in record for record in loader.history.records)
+    assert loader.history.passes["check"] == {"forward": 50 * checks, "backward": 0, "hessian": 0}
+
+
+def test_coresets_are_kept_whole_and_none_comes_twice_before_all_were_used():
+    model = make_model()
+    loader = make_loader(
+        crest.Crest(error_threshold=1e9, coreset_multiplier=5), model=model, budget=0.6
+    )
+    batches = []
+    train(loader, model, on_step=lambda x, y, w: batches.append((x, w)))
+    assert len(batches) == 15
+    keys = [(x.sum().item(), tuple(w.tolist())) for x, w in batches]
+    for start in (0, 5, 10):
+        assert set(keys[start : start + 5]) == set(keys[:5])
+        assert len(set(keys[start : start + 5])) == 5
+
+
+def test_cluster_sizes_belong_to_a_coreset_and_not_to_an_example():
+    # subsets of 300 from 400 overlap: the same example gets another weight in another coreset
+    loader = make_loader(crest.Crest(subset_size=300, min_pool=300))
+    next(iter(loader))
+    coresets = loader._planner._coresets
+    sizes = [batch.weights * 300 / 16 for batch in coresets]
+    for size in sizes:
+        assert torch.allclose(size, size.round(), atol=1e-4)
+        assert float(size.sum()) == pytest.approx(300)
+    weights = [dict(zip(b.indices.tolist(), b.weights.tolist(), strict=True)) for b in coresets]
+    shared = [
+        (one[i], other[i])
+        for k, one in enumerate(weights)
+        for other in weights[:k]
+        for i in one.keys() & other.keys()
+    ]
+    assert any(a != b for a, b in shared)
+
+
+def test_the_averages_advance_once_a_round():
+    model = make_model()
+    loader = make_loader(crest.Crest(), model=model)
+    train(loader, model, epochs=8)
+    assert loader.history.updates > 1
+    assert loader._planner._moments.round == loader.history.updates
+
+
+def test_learned_examples_leave_for_good_at_multiples_of_the_interval():
+    model = make_model()
+    loader = make_loader(
+        crest.Crest(exclusion_interval=5, loss_threshold=1.0, min_pool=100),
+        model=model,
+        budget=1,
+    )
+    train(loader, model, epochs=2)
+    active = [(record["step"], record["active"]) for record in loader.history.records]
+    assert all(count == 400 for step, count in active if step < 5)
+    counts = [count for _, count in active]
+    assert counts == sorted(counts, reverse=True)
+    assert 100 <= counts[-1] < 400
+    for (_, before), (step, after) in zip(active, active[1:], strict=False):
+        if after < before:
+            previous = max(s for s, _ in active if s < step)
+            assert previous // 5 < step // 5  # a window ended in between
+
+
+def test_no_exclusion_keeps_every_example():
+    model = make_model()
+    loader = make_loader(
+        crest.Crest(exclusion_interval=None, loss_threshold=9), model=model, budget=1
+    )
+    train(loader, model, epochs=2)
+    assert {record["active"] for record in loader.history.records} == {400}
+
+
+@pytest.mark.parametrize("features", ["logits", "input", "weight"])
+@pytest.mark.parametrize("curvature", ["trainable", "head", "none"])
+def test_every_feature_and_scope_trains(features, curvature):
+    model = make_model()
+    settings = crest.Crest(features=features, curvature=curvature, num_probes=2)
+    loader = make_loader(settings, model=model, budget=0.2)
+    train(loader, model)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    size = {"head": 32 * 5 + 5}.get(curvature, sum(p.numel() for p in model.parameters()))
+    assert loader._planner._anchor.shape == (size,)
+    assert (loader.history.passes["quadratic"]["hessian"] == 0) == (curvature == "none")
+
+
+def test_a_sample_of_the_coresets_fits_the_model():
+    counts = []
+    for sample in (None, 2):
+        loader = make_loader(crest.Crest(curvature_coresets=sample))
+        next(iter(loader))
+        counts.append(loader.history.passes["quadratic"]["forward"])
+    assert counts == [5 * 16, 2 * 16]
+
+
+def test_accumulation_gives_every_step_its_own_coresets():
+    loader = make_loader(crest.Crest(), accumulation_steps=4)
+    next(iter(loader))
+    assert loader.history.records[0]["length"] == 1
+    assert loader.history.records[0]["num_coresets"] == 20
+
+
+def test_stratified_subsets_need_labels():
+    with pytest.raises(ValueError, match="stratify=True needs the class of each example"):
+        make_loader(crest.Crest(stratify=True))
+    _, targets = make_tensors()
+    loader = make_loader(crest.Crest(stratify=True), labels=targets)
+    next(iter(loader))
+    counts = torch.bincount(targets[loader._examples._indices])
+    assert (counts > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"subset_size": 0}, "subset_size must be >= 1; got 0"),
+        ({"coreset_multiplier": 0}, "coreset_multiplier must be > 0"),
+        ({"error_threshold": -1}, "error_threshold must be >= 0"),
+        ({"error_threshold": math.nan}, "error_threshold must be >= 0; got nan"),
+        ({"interval_multiplier": 0}, "interval_multiplier must be > 0"),
+        ({"exclusion_interval": 0}, "exclusion_interval must be >= 1 or None"),
+        ({"loss_threshold": -0.1}, "loss_threshold must be >= 0"),
+        ({"betas": (0.9, 1.0)}, r"betas must be two values in \[0, 1\)"),
+        ({"features": "inputs"}, "features must be logits, input or weight; got 'inputs'"),
+        ({"curvature": "all"}, "curvature must be trainable, head or none; got 'all'"),
+        ({"num_probes": 0}, "num_probes must be >= 1"),
+        ({"curvature_coresets": 0}, "curvature_coresets must be >= 1 or None"),
+        ({"max_check_interval": 0}, "max_check_interval must be >= 1"),
+        ({"max_coresets": 0}, "max_coresets must be >= 1"),
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        crest.Crest(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"subset_size": 10}, "batch_size must be at most subset_size, 10; got 16"),
+        ({"subset_size": 500}, "subset_size must be at most the number of examples, 400; got 500"),
+        ({"min_pool": 10}, r"min_pool must be in \[48, 400\]"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit_the_task_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_loader(crest.Crest(**settings))
+
+
+def test_an_unknown_feature_of_greedy_is_refused():
+    with pytest.raises(ValueError, match="features must be logits, input or weight; got 'x'"):
+        crest.GreedyMiniBatch(features="x")
