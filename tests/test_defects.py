@@ -7,16 +7,13 @@ import functools
 from contextlib import contextmanager
 
 import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+import crest
 import test_observer
 import test_pool
 import test_schedule
-import torch
-from loader import test_loader
-from strategies import test_crest
-from torch.utils.data import TensorDataset
-from toys import make_tensors
-
-import crest
 from crest.examples import ObservedExamples
 from crest.observer import Observer
 from crest.pool import Pool
@@ -25,6 +22,9 @@ from crest.schedule import AdaptiveSchedule
 from crest.strategies import coresets as selecting
 from crest.strategies.crest import _CrestPlanner
 from crest.strategies.protocol import MiniBatch
+from loader import test_loader
+from strategies import test_crest
+from toys import make_tensors
 
 DEFECTS = {}
 

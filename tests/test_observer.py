@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from toys import CRITERION, make_model, make_tensors
 
 from crest.observer import LastLayerGradients, Observer
+from toys import CRITERION, make_model, make_tensors
 
 
 class Tagger(nn.Module):

@@ -199,10 +199,8 @@ class ObservedExamples:
     def _read(self, indices: Tensor, seeds: list[int]) -> dict[int, Any]:
         with self._history.timed("data"):
             items = self._reader.items(indices, seeds, self._chunk)
-        for index, item in items.items():
-            label = _label(item)
-            if label is not None:
-                self.labels[index] = label
+        known = {index: label for index, item in items.items() if (label := _label(item)) >= 0}
+        self.labels[list(known)] = torch.tensor(list(known.values()), dtype=torch.int64)
         return items
 
     def _batch(self, items: dict[int, Any], indices: Tensor) -> Any:
@@ -222,14 +220,13 @@ class ObservedExamples:
             )
 
 
-def _label(item: Any) -> int | None:
-    """Find the class of an item: the second of a pair, or the label of a mapping."""
+def _label(item: Any) -> int:
+    """Find the class of an item, the second of a pair or the label of a mapping; -1 for none."""
+    label: Any = None
     if isinstance(item, (tuple, list)) and len(item) == 2:
         label = item[1]
     elif isinstance(item, Mapping):
         label = item.get("labels", item.get("label"))
-    else:
-        return None
-    if isinstance(label, Tensor) and label.ndim == 0 and not label.is_floating_point():
-        label = int(label)
-    return label if isinstance(label, int) and label >= 0 else None
+    if isinstance(label, Tensor) and label.ndim == 0 and label.device.type == "cpu":
+        label = label.item()
+    return label if isinstance(label, int) else -1

@@ -89,6 +89,9 @@ class CoresetLoader:
         seed: Seed of all random choices.
         labels: Class of each example, integers from 0, shape (n,), for stratified strategies.
         head: The last layer or its name; found by itself if None, see `Observer`.
+        selection_dataset: Other views of the same examples, without augmentation say, to select on;
+            training then reads the loader's dataset as usual. By default the view that is selected
+            is the view that is trained on: a weight is right for the pixels that were measured.
         attach: `attach(batch, weights, indices)` returns the batch to hand out, for batches that
             are no tuple, list or dict.
 
@@ -127,6 +130,7 @@ class CoresetLoader:
         seed: int = 0,
         labels: Tensor | None = None,
         head: nn.Module | str | None = None,
+        selection_dataset: Any = None,
         attach: Callable[[Any, Tensor, Tensor], Any] | None = None,
     ) -> None:
         strategy = Crest() if strategy is None else strategy
@@ -143,6 +147,7 @@ class CoresetLoader:
         self._model = model
         self._accumulation_steps = accumulation_steps
         self._attach = attach
+        self._trains_on_held = selection_dataset is None
         self._settings = {
             "strategy": type(strategy).__name__,
             **{f"strategy.{k}": v for k, v in dataclasses.asdict(cast(Any, strategy)).items()},
@@ -150,6 +155,7 @@ class CoresetLoader:
             "batch_size": batch_size,
             "accumulation_steps": accumulation_steps,
             "seed": seed,
+            "selection_dataset": selection_dataset is not None,
         }
         self._length = _epoch_length(len(train_loader), budget, accumulation_steps)
 
@@ -161,8 +167,13 @@ class CoresetLoader:
         known_labels = torch.full((self._dataset_length,), -1)
         if labels is not None:
             known_labels.copy_(labels)
+        if selection_dataset is not None and len(selection_dataset) != self._dataset_length:
+            raise ValueError(
+                f"selection_dataset must have the examples of the dataset, {self._dataset_length}; "
+                f"it has {len(selection_dataset)}."
+            )
         self._examples = ObservedExamples(
-            self._reader,
+            self._reader if selection_dataset is None else Reader(train_loader, selection_dataset),
             observer,
             self.history,
             self._view_generator,
@@ -293,7 +304,7 @@ class CoresetLoader:
             self._plan()
         planned, seed = self._region.batches[self._cursor], self._seeds[self._cursor]
         with self.history.timed("data"):
-            if self._region.held:
+            if self._region.held and self._trains_on_held:
                 batch = self._examples.held_batch(planned.indices, seed)
             else:
                 batch = self._next_in_stream()

@@ -45,11 +45,14 @@ class Reader:
 
     Args:
         loader: The user's loader over a map-style dataset.
+        dataset: Read this one instead of the loader's.
     """
 
-    def __init__(self, loader: DataLoader[Any]) -> None:
+    def __init__(self, loader: DataLoader[Any], dataset: Any = None) -> None:
         self._collate_fn = loader.collate_fn
-        self._dataset = _RequestDataset(loader.dataset, loader.collate_fn)
+        self._dataset = _RequestDataset(
+            loader.dataset if dataset is None else dataset, loader.collate_fn
+        )
         self._queue: list[Request] = []
         workers: dict[str, Any] = {}
         if loader.num_workers:

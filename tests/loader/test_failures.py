@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset
-from toys import CRITERION, make_loader, make_model, make_tensors, train
 
 import crest
+from toys import CRITERION, make_loader, make_model, make_tensors, train
 
 
 def test_an_iterable_dataset_is_refused():

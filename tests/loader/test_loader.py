@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
+
+import crest
 from toys import (
     CRITERION,
     NoisyData,
@@ -17,8 +19,6 @@ from toys import (
     make_tensors,
     train,
 )
-
-import crest
 
 STRATEGIES = [
     crest.Crest(),
@@ -217,6 +217,27 @@ def test_the_view_that_is_selected_is_the_view_that_is_trained_on(num_workers):
     inputs, _, _ = next(iter(loader))
     looked_at = torch.cat(seen)
     assert all((looked_at == row).all(1).any() for row in inputs)
+
+
+def test_a_selection_dataset_is_looked_at_and_the_other_one_trained_on():
+    inputs, targets = make_tensors()
+    seen = []
+
+    def loss_fn(model, batch):
+        seen.append(batch[0].clone())
+        return CRITERION(model(batch[0]), batch[1])
+
+    loader = make_loader(
+        dataset=TensorDataset(inputs + 1, targets),
+        selection_dataset=TensorDataset(inputs, targets),
+        loss_fn=loss_fn,
+    )
+    trained_on, labels, _ = next(iter(loader))
+    assert all((inputs == row).all(1).any() for row in torch.cat(seen))
+    places = [int((inputs + 1 == row).all(1).nonzero()) for row in trained_on]
+    assert torch.equal(targets[places], labels)
+    with pytest.raises(ValueError, match="selection_dataset must have .*400; it has 300"):
+        make_loader(selection_dataset=TensorDataset(*make_tensors(300)))
 
 
 def test_a_run_does_not_depend_on_the_number_of_workers():

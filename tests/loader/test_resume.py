@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import TensorDataset
-from toys import CRITERION, NoisyData, equal_parameters, make_loader, make_model, make_tensors
 
 import crest
+from toys import CRITERION, NoisyData, equal_parameters, make_loader, make_model, make_tensors
 
 EPOCHS, BUDGET = 4, 0.4  # ten batches an epoch
 

@@ -1,0 +1,22 @@
+"""The example of the README runs as printed."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_example_runs_and_is_short():
+    (code,) = re.findall(r"<!-- example -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert len(code.splitlines()) < 16
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["loader"].history.steps == 10 * len(names["loader"])
+
+
+@pytest.mark.parametrize("path", re.findall(r"`((?:\w+/)*\w+\.py)`", README.read_text()))
+def test_files_in_the_table_exist(path):
+    root = README.parent
+    assert (root / "src" / "crest" / path).exists() or (root / path).exists()
