@@ -26,7 +26,8 @@ class History:
         records: One dict for each region that was planned: `step` it starts at and `length` in
             steps; `seconds` and `cost` so far; for `Crest` also `updated`, `check_interval` (T_1),
             `num_coresets` (P), `active` examples, and with a check `relative_error` (rho) and its
-            parts `predicted_loss`, `check_loss`, `anchor_loss`, `linear_term`, `quadratic_term`.
+            parts `predicted_loss`, `check_loss` with its standard error `check_loss_error`,
+            `anchor_loss`, `linear_term`, `quadratic_term`.
         updates: How often new coresets were picked.
         steps: Optimizer steps for which batches were handed out.
         seconds: Seconds for each of `select`, `features`, `quadratic`, `check`, `data`, `train`;

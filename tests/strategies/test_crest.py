@@ -1,15 +1,16 @@
 """Algorithm 1 as a whole."""
 
+import itertools
 import math
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from toys import CRITERION, NoisyData, make_loader, make_model, make_tensors, train
 
 import crest
 from crest.quadratic import flatten
+from toys import CRITERION, NoisyData, make_loader, make_model, make_tensors, train
 
 
 class Bowl(nn.Module):
@@ -196,7 +197,7 @@ def test_learned_examples_leave_for_good_at_multiples_of_the_interval():
     counts = [count for _, count in active]
     assert counts == sorted(counts, reverse=True)
     assert 100 <= counts[-1] < 400
-    for (_, before), (step, after) in zip(active, active[1:], strict=False):
+    for (_, before), (step, after) in itertools.pairwise(active):
         if after < before:
             previous = max(s for s, _ in active if s < step)
             assert previous // 5 < step // 5  # a window ended in between

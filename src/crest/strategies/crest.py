@@ -177,6 +177,7 @@ class _CrestPlanner:
                 "relative_error": relative_error(predicted, measured),
                 "predicted_loss": predicted,
                 "check_loss": measured,
+                "check_loss_error": float(losses.std(correction=0)) / math.sqrt(len(losses)),
                 "anchor_loss": model.loss,
                 "linear_term": model.linear_term(displacement),
                 "quadratic_term": model.quadratic_term(displacement),

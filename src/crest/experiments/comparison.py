@@ -1,0 +1,111 @@
+"""Several runs on one data set, each finished one kept at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from crest.experiments.image_data import ImageData
+from crest.experiments.results import Results
+from crest.experiments.settings import RunSettings
+from crest.experiments.training import count_steps, train
+
+__all__ = ["Progress", "compare"]
+
+
+class Progress(Protocol):
+    """Is told how far a comparison is."""
+
+    def plan(self, steps: Iterable[int]) -> None:
+        """Hear of runs to come, and the steps of each."""
+        ...
+
+    def begin(self, settings: RunSettings, steps: int) -> None:
+        """Hear that a run starts, and of its steps."""
+        ...
+
+    def advance(self, step: int) -> None:
+        """Hear that the run has taken so many steps."""
+        ...
+
+    def finish(self, record: dict[str, Any], *, kept: bool) -> None:
+        """Hear the record of a run, finished now or kept from before."""
+        ...
+
+
+def compare(
+    plan: Sequence[RunSettings],
+    data: ImageData,
+    results: Results,
+    progress: Progress,
+    *,
+    time_matched: bool = False,
+) -> list[dict[str, Any]]:
+    """Train each run of a plan unless its record is there already.
+
+    Args:
+        plan: Runs in order.
+        data: Train and test images.
+        results: Takes each record as soon as its run is finished.
+        progress: Is told how far it is.
+        time_matched: Add, for each seed, a run of random batches whose schedule is stretched to
+            the steps that random batches take in the seconds that CREST took.
+
+    Returns:
+        The records of the plan, then those of equal time.
+
+    Raises:
+        ValueError: If `time_matched` and the plan lacks a strategy it needs.
+    """
+    if time_matched:
+        missing = {"crest", "random"} - {settings.strategy for settings in plan}
+        if missing:
+            raise ValueError(
+                "equal time needs the strategies crest and random; the plan lacks "
+                f"{' and '.join(sorted(missing))}."
+            )
+    settings_of_records = _run_all(plan, data, results, progress)
+    if time_matched:
+        equal_time = _plan_equal_time(plan, data, results)
+        settings_of_records += _run_all(equal_time, data, results, progress)
+    found = [results.find(settings) for settings in settings_of_records]
+    return [record for record in found if record is not None]
+
+
+def _run_all(
+    plan: Sequence[RunSettings], data: ImageData, results: Results, progress: Progress
+) -> list[dict[str, Any]]:
+    """Train what is not there yet, and return what to look the records up by."""
+    looked_up = [settings.to_record(data.fingerprint) for settings in plan]
+    progress.plan(
+        count_steps(settings, data)
+        for settings, record in zip(plan, looked_up, strict=True)
+        if results.find(record) is None
+    )
+    for settings, key in zip(plan, looked_up, strict=True):
+        record = results.find(key)
+        kept = record is not None
+        if record is None:
+            progress.begin(settings, count_steps(settings, data))
+            record = results.add(train(settings, data, on_step=progress.advance))
+        progress.finish(record, kept=kept)
+    return looked_up
+
+
+def _plan_equal_time(
+    plan: Sequence[RunSettings], data: ImageData, results: Results
+) -> list[RunSettings]:
+    """Stretch each random run to the seconds that CREST took with the same seed."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for settings in plan:
+        record = results.find(settings.to_record(data.fingerprint))
+        assert record is not None
+        found[settings.strategy, settings.seed] = record
+    equal_time = []
+    for settings in plan:
+        if settings.strategy == "random":
+            crest, random = found["crest", settings.seed], found["random", settings.seed]
+            steps = round(random["steps"] * crest["seconds"] / random["seconds"])
+            equal_time.append(dataclasses.replace(settings, num_steps=max(steps, 1)))
+    return equal_time

@@ -1,0 +1,98 @@
+"""Images and labels of a data set, as read from disk."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+__all__ = ["ImageData"]
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Square images with one class each, in a train and a test part.
+
+    Args:
+        name: Name on the command line.
+        train_images: Pixels 0 to 255, uint8, shape (n, channels, size, size).
+        train_labels: Classes from 0, int64, shape (n,).
+        test_images: As `train_images`, any number of them.
+        test_labels: As `train_labels`.
+        classes: Name of each class.
+        flip: Whether a mirrored image is still an image of its class: not so for digits.
+
+    Raises:
+        ValueError: If shapes do not match, a part is empty or a label names no class.
+    """
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    classes: tuple[str, ...]
+    flip: bool
+
+    def __post_init__(self) -> None:
+        parts = [
+            ("train", self.train_images, self.train_labels),
+            ("test", self.test_images, self.test_labels),
+        ]
+        for part, images, labels in parts:
+            if len(images) == 0:
+                raise ValueError(f"{self.name} must hold {part} images; got none.")
+            if len(images) != len(labels):
+                raise ValueError(
+                    f"{self.name} must have one label for each {part} image; "
+                    f"got {len(images)} images and {len(labels)} labels."
+                )
+            if images.ndim != 4 or images.shape[1:] != self.train_images.shape[1:]:
+                raise ValueError(
+                    f"{self.name} must have images of one shape; got "
+                    f"{tuple(self.train_images.shape[1:])} in train and "
+                    f"{tuple(images.shape[1:])} in {part}."
+                )
+            low, high = int(labels.min()), int(labels.max())
+            if low < 0 or high >= len(self.classes):
+                raise ValueError(
+                    f"{self.name} must have {part} labels in [0, {len(self.classes) - 1}]; "
+                    f"got {low} to {high}."
+                )
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of an image."""
+        return self.train_images.shape[1]
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of an image."""
+        return self.train_images.shape[2]
+
+    @cached_property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the train pixels / 255, each of shape (channels,)."""
+        total = torch.zeros(self.in_channels, dtype=torch.float64)
+        squares = torch.zeros_like(total)
+        for some in self.train_images.split(1024):  # bounds the memory and error of the floats
+            pixels = some.float().div_(255)
+            total += pixels.sum((0, 2, 3))
+            squares += pixels.square_().sum((0, 2, 3))
+        count = self.train_images[:, 0].numel()
+        mean = total / count
+        std = (squares / count - mean.square()).clamp_min(0).sqrt()
+        # A channel of one value only would be divided by zero.
+        return mean.float(), std.clamp_min(1 / 255).float()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that change with any pixel or label."""
+        digest = hashlib.sha256()
+        for tensor in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            digest.update(repr(tuple(tensor.shape)).encode())
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()[:12]

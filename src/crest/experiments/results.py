@@ -1,0 +1,129 @@
+"""Records of finished runs in a JSON file that is never half written."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Results"]
+
+_KEYS = {
+    *("strategy", "seed", "equal_time", "settings", "steps", "accuracy", "accuracy_gap"),
+    *("seconds", "cost", "overhead", "curve"),
+}
+
+# Runs that differ in these alone are compared with the same full run.
+_STRATEGY_KEYS = ("strategy", "strategy_settings", "budget", "num_steps")
+
+
+class Results:
+    """A JSON list of records, one line each, kept in step with a file.
+
+    Attributes:
+        path: The file.
+        records: One dict for each finished run, see `experiments.training.train`; with
+            `accuracy_gap`, |accuracy - a| / a as a fraction for the accuracy a of the full run
+            with the same seed and settings, None while there is none.
+
+    Args:
+        path: The file; it may not exist yet.
+
+    Raises:
+        ValueError: If the file is there but holds something else; it is left as it is.
+
+    Example:
+        >>> Results("no/such/results.json").records
+        []
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.records = self._read()
+
+    def find(self, settings: dict[str, Any]) -> dict[str, Any] | None:
+        """Look up a finished run.
+
+        Args:
+            settings: As in the record.
+
+        Returns:
+            The record, or None.
+        """
+        return next((record for record in self.records if record["settings"] == settings), None)
+
+    def add(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Write a record to the file, beside what others wrote there meanwhile.
+
+        Args:
+            record: Primitives only; an older record of the same settings goes.
+
+        Returns:
+            The record as the file gives it back.
+        """
+        plain: dict[str, Any] = json.loads(json.dumps(_finite(record), allow_nan=False))
+        others = [other for other in self._read() if other["settings"] != plain["settings"]]
+        self.records = [*others, plain]
+        _set_gaps(self.records)  # a full run gives earlier records their gap, too
+        lines = ",\n".join(json.dumps(record) for record in self.records)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(f"[\n{lines}\n]\n")
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self.path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return plain
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        try:
+            records = json.loads(self.path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(self._complaint(f"it is no JSON: {error}")) from error
+        if not isinstance(records, list):
+            raise ValueError(self._complaint(f"it is a {type(records).__name__}"))
+        for number, record in enumerate(records):
+            missing = _KEYS - record.keys() if isinstance(record, dict) else _KEYS
+            if missing:
+                raise ValueError(
+                    self._complaint(f"entry {number} lacks {', '.join(sorted(missing))}")
+                )
+        return records
+
+    def _complaint(self, reason: str) -> str:
+        return (
+            f"{self.path} must be a list of finished runs; {reason}. It was left as it is: "
+            "move it away, or name another folder with --out."
+        )
+
+
+def _set_gaps(records: list[dict[str, Any]]) -> None:
+    full = {
+        _task_key(record): record["accuracy"] for record in records if record["strategy"] == "full"
+    }
+    for record in records:
+        accuracy = full.get(_task_key(record))
+        record["accuracy_gap"] = abs(record["accuracy"] - accuracy) / accuracy if accuracy else None
+
+
+def _task_key(record: dict[str, Any]) -> str:
+    settings = record["settings"].items()
+    return json.dumps({k: v for k, v in settings if k not in _STRATEGY_KEYS}, sort_keys=True)
+
+
+def _finite(value: Any) -> Any:
+    """Replace infinities and NaN, which JSON does not know, by None."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,155 @@
+"""What defines a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from crest.experiments.choices import check_choice
+from crest.experiments.datasets import DATASETS
+from crest.experiments.networks import NETWORKS
+from crest.strategies import Crest, Full, GreedyMiniBatch, Random, Strategy
+
+__all__ = ["STRATEGIES", "RunSettings", "build_strategy"]
+
+STRATEGIES: dict[str, type[Any]] = {
+    "crest": Crest,
+    "greedy": GreedyMiniBatch,
+    "random": Random,
+    "full": Full,
+}
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything that one training run depends on, but the pixels.
+
+    Args:
+        data: One of `experiments.datasets.DATASETS`.
+        network: One of `experiments.networks.NETWORKS`.
+        strategy: One of `STRATEGIES`.
+        seed: Of the first weights, the order and the views, >= 0.
+        budget: Share of the full steps, in (0, 1]; `"full"` always takes them all.
+        epochs: Epochs of full training, >= 1.
+        batch_size: m, >= 1.
+        lr: Peak learning rate, > 0.
+        weight_decay: >= 0.
+        momentum: In [0, 1).
+        augment: Whether to shift and mirror train images.
+        evaluations: How often test accuracy is measured, >= 1.
+        device: `"cpu"`, `"cuda"` or the like.
+        threads: Threads that torch computes with.
+        strategy_options: Fields of the strategy that are not at their default.
+        num_steps: N, in place of the budget's share: a run for equal time.
+
+    Raises:
+        ValueError: If a name is unknown or a value out of its range.
+    """
+
+    data: str
+    network: str
+    strategy: str
+    seed: int = 0
+    budget: float = 0.1
+    epochs: int = 20
+    batch_size: int = 128
+    lr: float = 0.1
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    augment: bool = True
+    evaluations: int = 20
+    device: str = "cpu"
+    threads: int = field(default_factory=torch.get_num_threads)
+    strategy_options: Mapping[str, Any] = field(default_factory=dict)
+    num_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("data", self.data, DATASETS)
+        check_choice("network", self.network, NETWORKS)
+        check_choice("strategy", self.strategy, STRATEGIES)
+        rules = [
+            ("seed", self.seed >= 0, ">= 0"),
+            ("budget", 0 < self.budget <= 1, "in (0, 1], the share of steps; write 0.1 for 10 %"),
+            ("epochs", self.epochs >= 1, ">= 1"),
+            ("batch_size", self.batch_size >= 1, ">= 1"),
+            ("lr", self.lr > 0, "> 0"),
+            ("weight_decay", self.weight_decay >= 0, ">= 0"),
+            ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
+            ("evaluations", self.evaluations >= 1, ">= 1"),
+            ("threads", self.threads >= 1, ">= 1"),
+            ("num_steps", self.num_steps is None or self.num_steps >= 1, ">= 1"),
+        ]
+        for name, holds, rule in rules:
+            if not holds:
+                raise ValueError(f"{name} must be {rule}; got {getattr(self, name)}.")
+        if self.strategy == "full":
+            object.__setattr__(self, "budget", 1.0)
+        build_strategy(self.strategy, self.strategy_options)
+
+    def count_steps(self, steps_per_epoch: int) -> int:
+        """Compute N, the steps that the whole schedule is compressed into.
+
+        Args:
+            steps_per_epoch: Of full training.
+
+        Returns:
+            N >= 1.
+        """
+        if self.num_steps is not None:
+            return self.num_steps
+        return max(int(self.budget * self.epochs * steps_per_epoch + 0.5), 1)
+
+    def to_record(self, fingerprint: str) -> dict[str, Any]:
+        """List everything that makes two runs the same run.
+
+        Args:
+            fingerprint: Of the data, `ImageData.fingerprint`.
+
+        Returns:
+            Primitives, with every field of the strategy in place of `strategy_options`.
+        """
+        record = dataclasses.asdict(self)
+        del record["strategy_options"]
+        strategy = build_strategy(self.strategy, self.strategy_options)
+        fields = dataclasses.asdict(strategy)  # type: ignore[call-overload]
+        # As JSON gives it back: lists for tuples.
+        record["strategy_settings"] = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in fields.items()
+        }
+        return {**record, "data_fingerprint": fingerprint}
+
+
+def build_strategy(name: str, options: Mapping[str, Any]) -> Strategy:
+    """Make a strategy.
+
+    Args:
+        name: One of `STRATEGIES`.
+        options: Fields that differ from the strategy's defaults.
+
+    Returns:
+        The strategy.
+
+    Raises:
+        ValueError: If the name, a field or a value does not fit.
+
+    Example:
+        >>> build_strategy("greedy", {"subset_size": 500})
+        GreedyMiniBatch(subset_size=500, features='weight')
+    """
+    check_choice("strategy", name, STRATEGIES)
+    known = [field.name for field in dataclasses.fields(STRATEGIES[name])]
+    for option in options:
+        if not known:
+            raise ValueError(f"{name} must go without options, it has none; got {option!r}.")
+        check_choice(f"option of {name}", option, known)
+    try:
+        strategy: Strategy = STRATEGIES[name](**options)
+    except TypeError as error:  # a comparison of unlike types
+        values = ", ".join(f"{option}={value!r}" for option, value in options.items())
+        raise ValueError(f"options of {name} must have the right types; got {values}.") from error
+    return strategy

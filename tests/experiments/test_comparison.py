@@ -1,0 +1,113 @@
+"""A comparison keeps every finished run and goes on where it was stopped."""
+
+import pytest
+
+from crest.experiments import comparison
+from crest.experiments.comparison import compare
+from crest.experiments.planning import plan_runs
+from crest.experiments.results import Results
+
+
+class Log:
+    """Remembers what a comparison says."""
+
+    def __init__(self):
+        self.planned, self.begun, self.kept, self.steps = [], [], [], 0
+
+    def plan(self, steps):
+        self.planned.append(list(steps))
+
+    def begin(self, settings, steps):
+        self.begun.append((settings.strategy, settings.seed))
+
+    def advance(self, step):
+        self.steps += 1
+
+    def finish(self, record, *, kept):
+        self.kept.append(kept)
+
+
+def make_plan(strategies=("crest", "random", "full"), seeds=(0, 1), **changes):
+    options = {"network": "mlp", "epochs": 3, "batch_size": 8, "budget": 0.5, "lr": 0.05}
+    return plan_runs("digits", strategies, seeds, **{**options, **changes})
+
+
+def test_all_runs_are_trained_once_and_kept(data, tmp_path):
+    results, log = Results(tmp_path / "results.json"), Log()
+    records = compare(make_plan(), data, results, log)
+    assert [(r["seed"], r["strategy"], r["steps"]) for r in records] == [
+        (0, "crest", 11), (0, "random", 11), (0, "full", 21),
+        (1, "crest", 11), (1, "random", 11), (1, "full", 21),
+    ]  # fmt: skip
+    assert log.planned == [[11, 11, 21, 11, 11, 21]]
+    assert log.steps == 86
+    assert all(record["accuracy_gap"] is not None for record in records)
+
+    again = Log()
+    assert compare(make_plan(), data, Results(results.path), again) == records
+    assert (again.begun, again.kept) == ([], [True] * 6)
+
+
+def test_an_interrupted_comparison_goes_on(data, tmp_path, monkeypatch):
+    path, train, calls = tmp_path / "results.json", comparison.train, []
+
+    def interrupted(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(comparison, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compare(make_plan(), data, Results(path), Log())
+    assert len(Results(path).records) == 2
+    log = Log()
+    assert len(compare(make_plan(), data, Results(path), log)) == 6
+    assert log.begun == [("full", 0), ("crest", 1), ("random", 1), ("full", 1)]
+
+
+@pytest.mark.parametrize(
+    "change", [{"lr": 0.06}, {"budget": 0.4}, {"epochs": 4}, {"options": {"subset_size": 9}}]
+)
+def test_other_settings_are_trained_anew(data, tmp_path, change):
+    results = Results(tmp_path / "results.json")
+    compare(make_plan(["crest"], [0]), data, results, Log())
+    log = Log()
+    compare(make_plan(["crest"], [0], **change), data, results, log)
+    assert log.begun == [("crest", 0)]
+    assert len(results.records) == 2
+
+
+def test_other_pixels_are_trained_anew(data, tmp_path):
+    results, log = Results(tmp_path / "results.json"), Log()
+    compare(make_plan(["random"], [0]), data, results, log)
+    data.__dict__.pop("fingerprint")
+    data.train_images[0, 0, 0, 0] += 1
+    compare(make_plan(["random"], [0]), data, results, log)
+    assert log.begun == [("random", 0)] * 2
+
+
+def test_equal_time_stretches_random_to_the_seconds_of_crest(data, tmp_path, monkeypatch):
+    train = comparison.train
+
+    def timed(settings, *arguments, **options):
+        record = train(settings, *arguments, **options)
+        seconds = {"crest": 3.0 + settings.seed, "random": 1.0}[settings.strategy]
+        return {**record, "seconds": seconds}
+
+    monkeypatch.setattr(comparison, "train", timed)
+    results = Results(tmp_path / "results.json")
+    plan = make_plan(["crest", "random"])
+    records = compare(plan, data, results, Log(), time_matched=True)
+    equal = [record for record in records if record["equal_time"]]
+    assert [(record["seed"], record["steps"]) for record in equal] == [(0, 33), (1, 44)]
+    assert [record["equal_time"] for record in records[:4]] == [False] * 4
+
+    log = Log()
+    assert compare(plan, data, results, log, time_matched=True) == records
+    assert log.begun == []
+
+
+def test_equal_time_needs_both_strategies(data, tmp_path):
+    with pytest.raises(ValueError, match="the plan lacks random"):
+        compare(make_plan(["crest"]), data, Results(tmp_path / "r.json"), Log(), time_matched=True)

@@ -1,0 +1,101 @@
+"""Settings are checked at the door and name a run completely."""
+
+import json
+
+import pytest
+
+import crest
+from crest.experiments.planning import DEFAULTS, plan_runs
+from crest.experiments.settings import STRATEGIES, RunSettings, build_strategy
+
+
+def make(strategy="random", **changes):
+    return RunSettings("digits", "mlp", strategy, **changes)
+
+
+@pytest.mark.parametrize(
+    ("budget", "epochs", "expected"), [(0.1, 200, 7800), (0.1, 1, 39), (0.001, 1, 1), (1, 2, 780)]
+)
+def test_steps_are_the_budget_s_share(budget, epochs, expected):
+    assert make(budget=budget, epochs=epochs).count_steps(390) == expected
+
+
+def test_full_takes_all_steps_whatever_the_budget():
+    assert make("full", budget=0.1, epochs=2).count_steps(390) == 780
+    assert make("full", budget=0.1) == make("full", budget=0.5)
+
+
+def test_given_steps_replace_the_budget():
+    assert make(num_steps=17).count_steps(390) == 17
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budget": 0.0}, r"budget must be in \(0, 1\], .*got 0.0"),
+        ({"budget": 10.0}, r"budget must be in \(0, 1\].*0.1 for 10 %; got 10.0"),
+        ({"budget": float("nan")}, "budget must be in"),
+        ({"seed": -1}, "seed must be >= 0; got -1"),
+        ({"epochs": 0}, "epochs must be >= 1; got 0"),
+        ({"batch_size": 0}, "batch_size must be >= 1"),
+        ({"lr": 0.0}, "lr must be > 0"),
+        ({"weight_decay": -1.0}, "weight_decay must be >= 0"),
+        ({"momentum": 1.0}, r"momentum must be in \[0, 1\)"),
+        ({"evaluations": 0}, "evaluations must be >= 1"),
+        ({"threads": 0}, "threads must be >= 1"),
+        ({"num_steps": 0}, "num_steps must be >= 1"),
+        ({"strategy": "crets"}, "Did you mean crest?"),
+        ({"strategy_options": {"tau": 1}}, "random must go without options, it has none"),
+    ],
+)
+def test_bad_settings_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        make(**change)
+
+
+def test_strategies_take_options():
+    assert build_strategy("crest", {"error_threshold": 0.01}) == crest.Crest(error_threshold=0.01)
+    with pytest.raises(
+        ValueError, match=r"option of crest must be one of .*Did you mean subset_size"
+    ):
+        build_strategy("crest", {"subset_sice": 3})
+    with pytest.raises(ValueError, match="options of crest must have the right types"):
+        build_strategy("crest", {"subset_size": "many"})
+
+
+def test_a_record_holds_every_setting_and_survives_json():
+    record = make("crest", strategy_options={"subset_size": 50}).to_record("abc")
+    assert json.loads(json.dumps(record)) == record
+    assert record["strategy_settings"]["subset_size"] == 50
+    assert record["strategy_settings"]["error_threshold"] == crest.Crest().error_threshold
+    assert record["data_fingerprint"] == "abc"
+    assert record != make("crest").to_record("abc")
+
+
+def test_runs_are_planned_seed_by_seed_with_defaults_of_the_data():
+    plan = plan_runs("digits", ["crest", "full", "crest"], [3, 4, 3], lr=None, epochs=7)
+    assert [(run.seed, run.strategy) for run in plan] == [
+        (3, "crest"), (3, "full"), (4, "crest"), (4, "full"),
+    ]  # fmt: skip
+    assert {run.epochs for run in plan} == {7}
+    assert {run.lr for run in plan} == {DEFAULTS["digits"]["lr"]}
+
+
+def test_an_option_goes_to_the_strategies_that_have_it():
+    plan = plan_runs("digits", list(STRATEGIES), [0], options={"coreset_multiplier": 2})
+    options = {run.strategy: dict(run.strategy_options) for run in plan}
+    assert options == {"crest": {"coreset_multiplier": 2}, "greedy": {}, "random": {}, "full": {}}
+
+
+def test_an_option_that_no_strategy_has_is_refused():
+    with pytest.raises(ValueError, match="Did you mean subset_size?"):
+        plan_runs("digits", ["crest", "random"], [0], options={"subset_sizes": 2})
+    with pytest.raises(ValueError, match="random, full must go without options"):
+        plan_runs("digits", ["random", "full"], [0], options={"subset_size": 2})
+
+
+def test_planning_refuses_unknown_names():
+    with pytest.raises(ValueError, match="data must be one of .*Did you mean digits?"):
+        plan_runs("digit", ["crest"], [0])
+    with pytest.raises(ValueError, match="strategy must be one of .*got 'best'"):
+        plan_runs("digits", ["best"], [0])

@@ -1,0 +1,119 @@
+"""A run takes its steps, measures itself off the clock, and depends on its seed alone."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from crest.experiments import training
+from crest.experiments.settings import STRATEGIES, RunSettings
+from crest.experiments.training import count_steps, train
+
+
+def make(strategy="random", **changes):
+    options = {"epochs": 8, "batch_size": 8, "lr": 0.05, "budget": 0.5, "threads": 1}
+    return RunSettings("digits", "mlp", strategy, **{**options, **changes})
+
+
+def timeless(record):
+    """What must not depend on the clock."""
+    curve = [(point["step"], point["accuracy"]) for point in record["curve"]]
+    return record["steps"], record["cost"], record["updates"], curve
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_run_takes_its_steps_and_gives_a_plain_record(data, strategy):
+    steps = []
+    record = train(make(strategy), data, on_step=steps.append)
+    expected = 56 if strategy == "full" else 28  # 60 // 8 = 7 steps an epoch, 8 epochs
+    assert steps == list(range(1, expected + 1))
+    assert record["steps"] == record["history"]["steps"] == expected
+    assert json.loads(json.dumps(record)) == record
+    assert record["curve"][-1]["step"] == expected
+    assert record["accuracy"] == record["curve"][-1]["accuracy"]
+    assert record["seconds"] == record["curve"][-1]["seconds"]
+    assert 15 <= len(record["curve"]) <= 20
+    if strategy in ("random", "full"):
+        assert (record["cost"], record["overhead"]) == (expected, 0)
+    else:
+        assert record["cost"] > expected
+        assert record["updates"] >= 1
+
+
+def test_a_run_learns(data):
+    assert train(make("full", epochs=20), data)["accuracy"] > 0.8  # chance is 0.33
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_run_depends_on_its_seed_alone(data, strategy):
+    one = train(make(strategy), data)
+    torch.rand(7)
+    assert timeless(train(make(strategy), data)) == timeless(one)
+    assert timeless(train(make(strategy, seed=1), data)) != timeless(one)
+
+
+@pytest.mark.parametrize("evaluations", [1, 3, 1000])
+def test_accuracy_is_measured_as_often_as_asked_and_last_at_the_end(data, evaluations):
+    record = train(make(evaluations=evaluations), data)
+    steps = [point["step"] for point in record["curve"]]
+    expected = {1: [28], 3: [10, 19, 28], 1000: list(range(1, 29))}[evaluations]
+    assert steps == expected
+
+
+def test_measuring_accuracy_changes_nothing_else(data):
+    often, rarely = (train(make("crest", evaluations=n), data) for n in (28, 1))
+    assert often["accuracy"] == rarely["accuracy"]
+    assert often["cost"] == rarely["cost"]
+
+
+def test_measuring_accuracy_takes_no_time(data, monkeypatch):
+    now = [0.0]  # a clock that only steps (one second) and evaluations (a hundred) move
+
+    def move(seconds, result=None):
+        now[0] += seconds
+        return result
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(training._Evaluator, "__call__", lambda self, model: move(100.0, 0.5))
+    record = train(make(evaluations=7), data, on_step=lambda step: move(1.0))
+    assert [point["seconds"] for point in record["curve"]] == [4, 8, 12, 16, 20, 24, 28]
+    assert record["seconds"] == 28
+    # The loader books a step when the next batch is asked for: the last one never is.
+    assert record["history"]["seconds"]["train"] in (27, 28)
+
+
+def test_the_learning_rate_follows_the_schedule_in_any_budget(data, monkeypatch):
+    seen = []
+    step = torch.optim.SGD.step
+
+    def spy(self, *arguments, **options):
+        seen.append(self.param_groups[0]["lr"])
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", spy)
+    train(make(budget=20 / 56), data)
+    expected = [0.05 * factor for factor in [0.5] + [1.0] * 11 + [0.1] * 5 + [0.01] * 3]
+    assert seen[-20:] == pytest.approx(expected)  # the first is the rehearsal
+
+
+def test_augmentation_can_be_left_out(data):
+    assert timeless(train(make(augment=False), data)) == timeless(train(make(), data))
+    big = torch.nn.functional.interpolate
+    images = [
+        big(part.float(), size=8).to(torch.uint8) for part in (data.train_images, data.test_images)
+    ]
+    larger = type(data)(
+        "digits", images[0], data.train_labels, images[1], data.test_labels, data.classes, False
+    )
+    assert timeless(train(make(augment=False), larger)) != timeless(train(make(), larger))
+
+
+def test_diverging_loss_is_named(data):
+    with pytest.raises(ValueError, match=r"loss must be finite; got nan at step \d+. Lower --lr"):
+        train(make(lr=1e30), data)
+
+
+def test_batch_larger_than_the_data_is_refused(data):
+    with pytest.raises(ValueError, match="number of train images, 60; got 61"):
+        count_steps(make(batch_size=61), data)
