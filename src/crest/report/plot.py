@@ -1,0 +1,72 @@
+"""The figure of a comparison."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from crest.experiments.optional import require
+from crest.report.summary import group
+
+__all__ = ["plot_comparison"]
+
+# Told apart by colour-blind readers, and by line style in grey print.
+_STYLES = {
+    "crest": ("#d55e00", "-"),
+    "greedy": ("#009e73", "-."),
+    "random": ("#0072b2", "--"),
+    "random, equal time": ("#56b4e9", ":"),
+    "full": ("#333333", "-"),
+}
+_OTHER = ("#cc79a7", "-")
+
+
+def plot_comparison(records: Iterable[dict[str, Any]], path: str | Path) -> None:
+    """Draw test accuracy against steps and against seconds, both on a logarithmic axis.
+
+    Lines are means over seeds; bands span one standard deviation to either side.
+
+    Args:
+        records: See `experiments.training.train`.
+        path: Image file to write; the suffix names the format.
+
+    Raises:
+        ImportError: If matplotlib is missing.
+    """
+    figure_module = require("matplotlib.figure", "the figure")
+    figure = figure_module.Figure(figsize=(10, 4.2), layout="constrained")
+    groups = group(records)
+    panels = figure.subplots(1, 2, sharey=True)
+    for panel, key, label in zip(panels, ("step", "seconds"), ("steps", "seconds"), strict=True):
+        for name, some in groups.items():
+            _draw(panel, name, some, key)
+        panel.set_xscale("log")
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.set_xlabel(label)
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("test accuracy, %")
+    first = next(iter(groups.values()))[0]
+    seeds = max(len(some) for some in groups.values())
+    what = "a single seed" if seeds == 1 else f"mean and standard deviation of {seeds} seeds"
+    figure.suptitle(f"{first['data']}, {first['network']}: {what}")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(groups), frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def _draw(panel: Any, name: str, records: Sequence[dict[str, Any]], key: str) -> None:
+    """Average over seeds at each evaluation: the k-th comes at the same share of every run."""
+    colour, line = _STYLES.get(name, _OTHER)
+    x, mean, spread = [], [], []
+    for points in zip(*(record["curve"] for record in records), strict=False):
+        accuracies = [100 * point["accuracy"] for point in points]
+        x.append(statistics.fmean(point[key] for point in points))
+        mean.append(statistics.fmean(accuracies))
+        spread.append(statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0)
+    panel.plot(x, mean, line, color=colour, label=name, marker=".", markersize=4)
+    low = [m - s for m, s in zip(mean, spread, strict=True)]
+    high = [m + s for m, s in zip(mean, spread, strict=True)]
+    panel.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)

@@ -1,0 +1,135 @@
+"""Means and spreads over seeds, and what they say."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Summary", "group", "summarize", "verdict"]
+
+_EQUAL_TIME = "random, equal time"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One strategy over all its seeds; fractions, not percent.
+
+    Attributes:
+        label: Strategy, with ", equal time" if its steps were set by seconds.
+        accuracy: Mean test accuracy.
+        spread: Standard deviation of the accuracy over seeds, None for a single one.
+        accuracy_gap: Mean of |accuracy - a| / a, a from the full run of the same seed, or None.
+        steps: Mean number of steps.
+        cost: Mean cost in random steps.
+        overhead: Mean cost beyond training, as a fraction of training.
+        seconds: Mean seconds.
+        seeds: Number of seeds.
+    """
+
+    label: str
+    accuracy: float
+    spread: float | None
+    accuracy_gap: float | None
+    steps: float
+    cost: float
+    overhead: float
+    seconds: float
+    seeds: int
+
+
+def group(records: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Put the records of each strategy together.
+
+    Args:
+        records: See `experiments.training.train`.
+
+    Returns:
+        Records by label, in the order of their first appearance.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        label = record["strategy"] + (", equal time" if record["equal_time"] else "")
+        groups.setdefault(label, []).append(record)
+    return groups
+
+
+def summarize(records: Iterable[dict[str, Any]]) -> list[Summary]:
+    """Average the records of each strategy over seeds.
+
+    Args:
+        records: See `experiments.training.train`.
+
+    Returns:
+        One summary for each strategy, in the order of first appearance.
+    """
+    summaries = []
+    for label, some in group(records).items():
+        accuracies = [record["accuracy"] for record in some]
+        gaps = [record["accuracy_gap"] for record in some if record["accuracy_gap"] is not None]
+        summaries.append(
+            Summary(
+                label=label,
+                accuracy=statistics.fmean(accuracies),
+                spread=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+                accuracy_gap=statistics.fmean(gaps) if gaps else None,
+                steps=_mean(some, "steps"),
+                cost=_mean(some, "cost"),
+                overhead=_mean(some, "overhead"),
+                seconds=_mean(some, "seconds"),
+                seeds=len(some),
+            )
+        )
+    return summaries
+
+
+def verdict(records: Iterable[dict[str, Any]]) -> str:
+    """Say in one line what CREST gains over random batches, or does not.
+
+    A difference of paired seeds counts as clear only if its mean exceeds its standard deviation.
+
+    Args:
+        records: See `experiments.training.train`.
+
+    Returns:
+        The line; empty if CREST or random batches are missing.
+    """
+    groups = group(records)
+    crest, random = groups.get("crest", []), groups.get("random", [])
+    if not crest or not random:
+        return ""
+    parts = [f"Equal steps: crest minus random is {_difference(crest, random)}."]
+    if _EQUAL_TIME in groups:
+        parts.append(f"Equal time: {_difference(crest, groups[_EQUAL_TIME])}.")
+    else:
+        factor = _mean(crest, "seconds") / _mean(random, "seconds")
+        parts.append(
+            f"Equal time: not measured; crest took {factor:.1f} times the seconds of random "
+            "(--time-matched adds that row)."
+        )
+    return " ".join(parts)
+
+
+def _difference(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> str:
+    """Describe the accuracy of `one` minus that of `other`, seed by seed, in points."""
+    by_seed = {record["seed"]: record["accuracy"] for record in other}
+    points = [
+        100 * (record["accuracy"] - by_seed[record["seed"]])
+        for record in one
+        if record["seed"] in by_seed
+    ]
+    if not points:
+        return "unknown, as they share no seed"
+    mean = statistics.fmean(points)
+    if len(points) == 1:
+        return f"{mean:+.2f} points on a single seed, which proves nothing"
+    spread = statistics.stdev(points)
+    verdict = "no clear difference"
+    if abs(mean) > spread:
+        verdict = "crest is better" if mean > 0 else "crest is worse"
+    return f"{mean:+.2f} ± {spread:.2f} points over {len(points)} seeds, {verdict}"
+
+
+def _mean(records: Sequence[dict[str, Any]], key: str) -> float:
+    return statistics.fmean(record[key] for record in records)
