@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from crest.history import History
 from crest.observer import LastLayerGradients, Observer
-from crest.reader import Reader, place
+from crest.reader import Reader, Request, place
 from crest.strategies.protocol import MiniBatch
 
 __all__ = ["ObservedExamples"]
@@ -83,6 +84,29 @@ class ObservedExamples:
         parts = []
         for some in indices.split(self._chunk):
             part = self._observer.last_layer_gradients(self._batch(self._held, some))
+            self._check_finite(part.losses, some)
+            parts.append(part)
+        return LastLayerGradients.concatenate(parts)
+
+    def outside_gradients(self, loader: DataLoader[Any], indices: Tensor) -> LastLayerGradients:
+        """Observe examples that are not of this data set, such as those of a validation loader.
+
+        Args:
+            loader: Gives the dataset, collate_fn and workers.
+            indices: Example indices in its dataset, int64, shape (k,).
+
+        Returns:
+            Losses and gradients in the order of `indices`.
+        """
+        self._history.count("features", forward=len(indices))
+        chunks = indices.split(self._chunk)
+        requests = [
+            Request(some.tolist(), seed, collate=True)
+            for some, seed in zip(chunks, self.draw_seeds(len(chunks)), strict=True)
+        ]
+        parts = []
+        for some, batch in zip(chunks, Reader(loader).stream(requests), strict=True):
+            part = self._observer.last_layer_gradients(place(batch, self._observer.device))
             self._check_finite(part.losses, some)
             parts.append(part)
         return LastLayerGradients.concatenate(parts)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from crest.observer import LastLayerGradients
 
@@ -20,7 +21,7 @@ class MiniBatch:
 
     Attributes:
         indices: Example indices, int64, shape (m,).
-        weights: Weights of mean 1, float32, shape (m,).
+        weights: Weights of mean 1, in each batch or over many, float32, shape (m,).
     """
 
     indices: Tensor
@@ -64,6 +65,8 @@ class Task:
         generator: CPU generator for all random choices of the plan. The loader keeps its state.
         labels: Class of each example, int64, shape (n,), if known beforehand.
         user_order: Draws the batches of the next epoch as the user's own loader would.
+        dataset: The data set itself, to tell whether another one shares examples with it; not to
+            be read from. None if there is nothing to tell.
     """
 
     num_examples: int
@@ -73,6 +76,7 @@ class Task:
     generator: torch.Generator
     labels: Tensor | None
     user_order: UserOrder
+    dataset: Any = None
 
 
 class UserOrder(Protocol):
@@ -106,6 +110,10 @@ class Examples(Protocol):
 
     def last_layer_gradients(self, indices: Tensor) -> LastLayerGradients:
         """Observe held views of `indices`, int64, shape (k,)."""
+        ...
+
+    def outside_gradients(self, loader: DataLoader[Any], indices: Tensor) -> LastLayerGradients:
+        """Observe examples of another loader's dataset, `indices` of shape (k,), in their order."""
         ...
 
     def fresh_losses(self, indices: Tensor) -> Tensor:

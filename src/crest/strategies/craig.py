@@ -1,0 +1,58 @@
+"""CRAIG: one coreset of the whole data set each epoch (Mirzasoleiman et al., ICML 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from crest.observer import LastLayerGradients
+from crest.selection import facility_location
+from crest.strategies.protocol import Examples, Planner, Task
+from crest.strategies.subsets import Share, SubsetPlanner, SubsetSettings
+
+__all__ = ["Craig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Craig(SubsetSettings):
+    """Pick the examples whose gradients stand best for all others, Eq. (5) over the whole data.
+
+    Greedy facility location on p - y, exact at any size of the data set, with cluster sizes as
+    weights. `subset_fraction`, `reselect_steps`, `per_class` and `keep_views` are those of
+    `SubsetSettings`.
+
+    Raises:
+        ValueError: If a value is out of its range.
+
+    Example:
+        >>> Craig(subset_fraction=0.2).per_class is None  # per class where classes are known
+        True
+    """
+
+    def start(self, task: Task) -> Planner:
+        """Begin with the first selection.
+
+        Args:
+            task: Sizes and randomness of the run.
+
+        Returns:
+            A planner at step 0.
+
+        Raises:
+            ValueError: If the settings do not fit the task.
+        """
+        return SubsetPlanner(self, task, _pick)
+
+
+def _pick(
+    examples: Examples, gradients: LastLayerGradients, shares: list[Share]
+) -> tuple[Tensor, Tensor]:
+    errors = gradients.errors.flatten(1)
+    picks, sizes = [], []
+    for rows, size in shares:
+        coreset = facility_location(errors[rows], size)
+        picks.append(rows[coreset.indices])
+        sizes.append(coreset.cluster_sizes)
+    return torch.cat(picks), torch.cat(sizes)

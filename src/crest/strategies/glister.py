@@ -1,0 +1,202 @@
+"""GLISTER: the examples that lower the loss on a held-out set (Killamsetty et al., AAAI 2021)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import InitVar, dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, Subset
+
+from crest.observer import LastLayerGradients, preserved_random_state
+from crest.strategies.protocol import Examples, Planner, Task
+from crest.strategies.subsets import Share, SubsetPlanner, SubsetSettings
+
+__all__ = ["Glister"]
+
+_ROUNDING = 1e-3  # of probabilities that are told from losses and errors in float32
+
+
+@dataclass(frozen=True)
+class Glister(SubsetSettings):
+    """Pick greedily what lowers the validation loss most, looking one step of training ahead.
+
+    To first order, a step on example j lowers the validation loss by lr / m times the inner product
+    of both last-layer gradients. After each round of picks the last layer takes the steps on them,
+    in thought, and the validation gradient is computed anew from the moved outputs. All weights
+    are 1. The loss must be cross-entropy with one class for each example.
+
+    Args:
+        validation_loader: Loader over a map-style dataset that shares no example with training; all
+            that its sampler chooses is observed at each selection.
+        lr: Learning rate that is looked ahead with, > 0; as a rule that of the training.
+        rounds: How often the validation gradient is computed during a selection, >= 1; at most
+            after every pick.
+
+    `subset_fraction`, `reselect_steps`, `per_class` and `keep_views` are those of `SubsetSettings`.
+
+    Raises:
+        TypeError: If there is no validation loader, or it is over an iterable dataset.
+        ValueError: If a value is out of its range.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> held_out = TensorDataset(torch.randn(8, 4), torch.randint(2, (8,)))
+        >>> Glister(DataLoader(held_out, batch_size=4), lr=0.01).rounds
+        20
+    """
+
+    validation_loader: InitVar[DataLoader[Any] | None] = None
+    lr: float = 0.1
+    rounds: int = 20
+
+    def __post_init__(self, validation_loader: DataLoader[Any] | None) -> None:
+        super().__post_init__()
+        if not isinstance(validation_loader, DataLoader):
+            raise TypeError(
+                "Glister needs a DataLoader over held-out examples; got "
+                f"{type(validation_loader).__name__}. Write Glister(validation_loader)."
+            )
+        if isinstance(validation_loader.dataset, IterableDataset):
+            raise TypeError(
+                "the dataset of validation_loader must be map-style; got an IterableDataset, "
+                f"{type(validation_loader.dataset).__name__}. Load it into a list first."
+            )
+        if not self.lr > 0:
+            raise ValueError(f"lr must be > 0; got {self.lr}.")
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be >= 1; got {self.rounds}.")
+        # Not a field: a checkpoint stores and compares the settings, not the data.
+        object.__setattr__(self, "validation_loader", validation_loader)
+
+    def start(self, task: Task) -> Planner:
+        """Begin with the first selection.
+
+        Args:
+            task: Sizes and randomness of the run.
+
+        Returns:
+            A planner at step 0.
+
+        Raises:
+            ValueError: If the settings do not fit the task, or the validation set is empty or
+                shares examples with it.
+        """
+        loader = cast("DataLoader[Any]", vars(self)["validation_loader"])
+        with preserved_random_state(torch.device("cpu")):
+            indices = torch.tensor(sorted(loader.sampler), dtype=torch.int64)
+        if len(indices) == 0:
+            raise ValueError("validation_loader must hold at least one example; got an empty one.")
+        shared = _num_shared(loader.dataset, indices, task.dataset, task.num_examples)
+        if shared:
+            raise ValueError(
+                "validation_loader must share no example with training; it shares "
+                f"{shared} of {len(indices)}. Hold some out: torch.utils.data.random_split."
+            )
+        step_of_one = self.lr / task.batch_size
+
+        def pick(
+            examples: Examples, gradients: LastLayerGradients, shares: list[Share]
+        ) -> tuple[Tensor, Tensor]:
+            with examples.timed("features"):
+                validation = _Outlook(examples.outside_gradients(loader, indices))
+            picks = _greedy(gradients, shares, validation, step_of_one, self.rounds)
+            return picks, torch.full((len(picks),), task.num_examples / len(picks))
+
+        return SubsetPlanner(self, task, pick)
+
+
+class _Outlook:
+    """Outputs on the validation set, up to a constant, as the last layer moves in thought.
+
+    Args:
+        seen: The validation set at the current parameters.
+
+    Raises:
+        ValueError: If the loss is not cross-entropy.
+    """
+
+    def __init__(self, seen: LastLayerGradients) -> None:
+        if seen.errors.ndim != 2:
+            raise ValueError(
+                "Glister needs one output for each example; got several positions, shape "
+                f"{tuple(seen.errors.shape)}. Use another strategy."
+            )
+        errors, classes = seen.errors.float(), seen.errors.argmin(1, keepdim=True)
+        self._truth = torch.zeros_like(errors).scatter_(1, classes, 1.0)  # p - y < 0 there alone
+        probabilities = errors + self._truth
+        off = torch.stack(
+            [
+                errors.sum(1).abs(),
+                -probabilities.amin(1),
+                (probabilities.gather(1, classes).squeeze(1) - (-seen.losses).exp()).abs(),
+            ]
+        )
+        if float(off.max()) > max(_ROUNDING, 8 * torch.finfo(seen.errors.dtype).eps):
+            raise ValueError(
+                "Glister needs cross-entropy with one class for each example, without smoothing or "
+                "weights; got losses and gradients of another loss. Use another strategy."
+            )
+        self._outputs = (
+            probabilities.clamp(min=1e-30).log().scatter_(1, classes, -seen.losses.unsqueeze(1))
+        )
+        self._inputs = _with_ones(seen.inputs)
+
+    def gradient(self) -> Tensor:
+        """Differentiate the mean validation loss by the last layer, (c, d + 1)."""
+        errors = self._outputs.softmax(1) - self._truth
+        return errors.T @ self._inputs / len(errors)
+
+    def move(self, step: Tensor) -> None:
+        """Take a step, (c, d + 1), from the parameters of the last layer."""
+        self._outputs -= self._inputs @ step.T
+
+
+def _greedy(
+    gradients: LastLayerGradients,
+    shares: list[Share],
+    validation: _Outlook,
+    step_of_one: float,
+    rounds: int,
+) -> Tensor:
+    errors, inputs = gradients.errors.float(), _with_ones(gradients.inputs)
+    rounds = min(rounds, max(size for _, size in shares))
+    picks: list[Tensor] = []
+    picked = torch.zeros(len(errors), dtype=torch.bool, device=errors.device)
+    for turn in range(rounds):
+        gains = ((errors @ validation.gradient()) * inputs).sum(1)
+        gains.masked_fill_(picked, -math.inf)
+        new = torch.cat(
+            [
+                _largest(gains, rows, size * (turn + 1) // rounds - size * turn // rounds)
+                for rows, size in shares
+            ]
+        )
+        validation.move(step_of_one * (errors[new].T @ inputs[new]))
+        picked[new] = True
+        picks.append(new)
+    return torch.cat(picks)
+
+
+def _largest(gains: Tensor, rows: Tensor, count: int) -> Tensor:
+    return rows[gains[rows].argsort(descending=True, stable=True)[:count]]
+
+
+def _with_ones(inputs: Tensor) -> Tensor:
+    return torch.cat([inputs.float(), inputs.new_ones(len(inputs), 1).float()], dim=1)
+
+
+def _num_shared(one: Any, indices: Tensor, other: Any, other_length: int) -> int:
+    """Count the examples that both take from the same dataset, through any `Subset`."""
+    one, indices = _origin(one, indices)
+    other, other_indices = _origin(other, torch.arange(other_length))
+    return int(torch.isin(indices, other_indices).sum()) if one is other else 0
+
+
+def _origin(dataset: Any, indices: Tensor) -> tuple[Any, Tensor]:
+    while isinstance(dataset, Subset):
+        indices = torch.as_tensor(dataset.indices)[indices]
+        dataset = dataset.dataset
+    return dataset, indices

@@ -1,0 +1,162 @@
+"""Selective back-propagation: of many candidates, train on those with a high loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crest.pool import Pool
+from crest.strategies.protocol import Examples, MiniBatch, Planner, Region, Task
+
+__all__ = ["SelectiveBackprop"]
+
+
+@dataclass(frozen=True)
+class SelectiveBackprop:
+    """Keep m of r random candidates, each with a probability that grows with its loss.
+
+    One forward pass over r candidates at each step. With the probability pi_i that candidate i is
+    kept, its weight is m / (r pi_i): the weighted mean gradient of the batch is unbiased, and
+    weights have mean 1 over many batches. Jiang et al. (Accelerating deep learning by focusing on
+    the biggest losers, 2019) keep a random number of examples and no weights, which minimises
+    another loss.
+
+    Args:
+        num_candidates: r, in [m, n]. None: three mini-batches, or n if that is less.
+        exponent: beta >= 0; probabilities grow with loss^beta, 0 picks uniformly.
+        uniform_share: Part of the probability that is the same for all, in (0, 1]; no weight
+            exceeds its inverse.
+
+    Raises:
+        ValueError: If a value is out of its range.
+
+    Example:
+        >>> SelectiveBackprop(num_candidates=512).exponent
+        1.0
+    """
+
+    num_candidates: int | None = None
+    exponent: float = 1.0
+    uniform_share: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.exponent < 0:
+            raise ValueError(f"exponent must be >= 0; got {self.exponent}.")
+        if not 0 < self.uniform_share <= 1:
+            raise ValueError(
+                f"uniform_share must be in (0, 1]; got {self.uniform_share}. Without it the weight "
+                "of an example has no bound."
+            )
+
+    def start(self, task: Task) -> Planner:
+        """Begin with all examples in play.
+
+        Args:
+            task: Sizes and randomness of the run.
+
+        Returns:
+            A planner at step 0.
+
+        Raises:
+            ValueError: If `num_candidates` does not fit the task.
+        """
+        n, m = task.num_examples, task.batch_size
+        r = min(3 * m, n) if self.num_candidates is None else self.num_candidates
+        if not m <= r <= n:
+            raise ValueError(
+                f"num_candidates must be in [{m}, {n}], batch_size to the number of examples; "
+                f"got {r}."
+            )
+        return _SelectivePlanner(self, task, r)
+
+
+class _SelectivePlanner:
+    def __init__(self, settings: SelectiveBackprop, task: Task, num_candidates: int) -> None:
+        self._settings = settings
+        self._task = task
+        self._num_candidates = num_candidates
+        self._pool = Pool(task.num_examples)
+
+    def next_region(self, examples: Examples, step: int) -> Region:
+        task = self._task
+        candidates = self._pool.draw(task.batches_per_step, self._num_candidates, task.generator)
+        distinct, rows = torch.unique(candidates, return_inverse=True)
+        with examples.timed("features"):
+            examples.hold(distinct)
+            losses = examples.last_layer_gradients(distinct).losses.cpu()[rows]
+        with examples.timed("select"):
+            batches = [
+                self._keep(*candidates_and_losses)
+                for candidates_and_losses in zip(candidates, losses, strict=True)
+            ]
+        examples.release(torch.unique(torch.cat([batch.indices for batch in batches])))
+        return Region(
+            batches, held=True, record={"updated": True, "selected_loss": float(losses.mean())}
+        )
+
+    def _keep(self, candidates: Tensor, losses: Tensor) -> MiniBatch:
+        m, r = self._task.batch_size, self._num_candidates
+        probabilities = inclusion_probabilities(
+            losses, m, self._settings.exponent, self._settings.uniform_share
+        )
+        kept = systematic_sample(probabilities, m, self._task.generator)
+        return MiniBatch(candidates[kept], (m / r / probabilities[kept]).float())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def inclusion_probabilities(
+    losses: Tensor, batch_size: int, exponent: float, uniform_share: float
+) -> Tensor:
+    """Give the probability that each candidate is kept.
+
+    Args:
+        losses: Shape (r,).
+        batch_size: m, which the probabilities sum to.
+        exponent: Of the loss.
+        uniform_share: Part that is the same for all.
+
+    Returns:
+        In (0, 1], float64, shape (r,).
+    """
+    r = len(losses)
+    scores = losses.double().clamp(min=0)
+    largest = float(scores.max())
+    scores = (scores / largest).pow(exponent) if largest > 0 else torch.ones_like(scores)
+    scores = (1 - uniform_share) * scores / scores.sum() + uniform_share / r
+    # min(1, c * score), with the c that makes the sum m: the largest are kept for sure.
+    sure = torch.zeros(r, dtype=torch.bool)
+    while True:
+        probabilities = scores * ((batch_size - sure.sum()) / scores[~sure].sum())
+        probabilities[sure] = 1.0
+        if not (probabilities > 1).any():
+            return probabilities
+        sure |= probabilities > 1
+
+
+def systematic_sample(probabilities: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Keep exactly `size` rows, each with its own probability.
+
+    A comb of distance 1 with a random start is laid over the cumulated probabilities. Rows should
+    come in random order, so that neighbours exclude each other by chance alone.
+
+    Args:
+        probabilities: In (0, 1], sum `size`, float64, shape (r,).
+        size: m.
+        generator: CPU generator.
+
+    Returns:
+        Distinct rows, ascending, int64, shape (m,).
+    """
+    start = torch.rand((), generator=generator, dtype=torch.float64)
+    ends = probabilities.cumsum(0)
+    ends *= size / ends[-1]
+    teeth = torch.arange(size, dtype=torch.float64) + start
+    return torch.searchsorted(ends, teeth, right=True).clamp_(max=len(ends) - 1)
