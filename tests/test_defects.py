@@ -110,13 +110,13 @@ def the_anchor_loss_is_that_of_weighted_coresets(monkeypatch):
     fit = _CrestPlanner._fit_quadratic
 
     def weighted(self, examples, loss):
-        with examples.weighted_loss(self._coresets[0], 0) as coreset_loss:
+        with examples.weighted_loss(self._coresets[0], 0, self._scope) as coreset_loss:
             return fit(self, examples, float(coreset_loss.detach()))
 
     monkeypatch.setattr(_CrestPlanner, "_fit_quadratic", weighted)
 
 
-@defect(test_loader.test_weights_are_positive_with_mean_one, crest.Crest())
+@defect(test_loader.test_weights_are_positive_with_mean_one, crest.Crest.paper())
 def picks_per_class_are_rounded_up(monkeypatch):
     pick = selecting.facility_location
 
@@ -130,17 +130,19 @@ def picks_per_class_are_rounded_up(monkeypatch):
 def weights_are_stored_by_example(monkeypatch):
     from crest.strategies import crest as algorithm
 
-    def overwriting(examples, subsets, batch_size, features):
-        batches, losses = selecting.select_coresets(examples, subsets, batch_size, features)
+    def overwriting(*arguments, **keywords):
+        selection = selecting.select_coresets(*arguments, **keywords)
+        batches = selection.coresets
         by_example = {
             index: weight
             for batch in batches
             for index, weight in zip(batch.indices.tolist(), batch.weights, strict=True)
         }
-        return [
+        coresets = [
             MiniBatch(b.indices, torch.stack([by_example[i] for i in b.indices.tolist()]))
             for b in batches
-        ], losses
+        ]
+        return selection._replace(coresets=coresets)
 
     monkeypatch.setattr(algorithm, "select_coresets", overwriting)
 

@@ -101,6 +101,16 @@ def test_last_layer_gradients_equal_autograd_one_example_at_a_time(task):
     assert torch.allclose(seen.input_gradients, seen.errors @ head.weight, atol=1e-6)
 
 
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
+def test_sums_and_norms_are_those_of_the_formed_gradients(task):
+    model, loss_fn, batch = task()
+    seen = Observer(model, loss_fn).last_layer_gradients(batch)
+    formed = seen.weight_gradients()
+    factors = torch.linspace(-1, 1, len(formed))
+    assert torch.allclose(seen.weighted_sum(factors).flatten(), factors @ formed, atol=1e-5)
+    assert torch.allclose(seen.squared_norms(), formed.square().sum(1), rtol=1e-4, atol=1e-6)
+
+
 def test_last_layer_gradients_equal_vmap_of_grad():
     model, _, (inputs, targets) = classification(CRITERION)
     seen = Observer(model, CRITERION).last_layer_gradients((inputs, targets))
@@ -197,13 +207,16 @@ def look(observer, batch, pass_):
     elif pass_ == "last_layer_gradients":
         observer.last_layer_gradients(batch)
     else:
-        parameters = observer.parameters("trainable")
-        with observer.differentiable_losses(batch) as losses:
+        scope = "head" if pass_ == "head" else "trainable"
+        parameters = observer.parameters(scope, batch)
+        with observer.differentiable_losses(batch, scope) as losses:
             torch.autograd.grad(losses.sum(), parameters, create_graph=True)
 
 
 @pytest.mark.parametrize("grad_mode", [True, False], ids="grad {}".format)
-@pytest.mark.parametrize("pass_", ["losses", "last_layer_gradients", "differentiable_losses"])
+@pytest.mark.parametrize(
+    "pass_", ["losses", "last_layer_gradients", "differentiable_losses", "head"]
+)
 def test_a_pass_leaves_no_trace(pass_, grad_mode):
     model = Noisy()
     inputs, targets = make_tensors(32)
@@ -229,6 +242,24 @@ def test_losses_are_those_of_eval_mode():
     expected = CRITERION(model.eval()(inputs), targets)
     model.train()
     assert torch.equal(Observer(model, CRITERION).losses((inputs, targets)), expected.detach())
+
+
+def test_derivatives_of_the_head_alone_are_those_of_the_whole_graph():
+    model = make_model()
+    observer = Observer(model, CRITERION)
+    batch = make_tensors(12)
+    parameters = observer.parameters("head", batch)
+    products = []
+    for scope in ("trainable", "head"):
+        with observer.differentiable_losses(batch, scope) as losses:
+            gradients = torch.autograd.grad(losses.mean(), parameters, create_graph=True)
+            products.append(torch.autograd.grad(gradients[0].square().sum(), parameters[0])[0])
+    assert torch.allclose(*products)
+    with (
+        observer.differentiable_losses(batch, "head") as losses,
+        pytest.raises(RuntimeError, match="not have been used"),
+    ):
+        torch.autograd.grad(losses.sum(), next(model.parameters()))
 
 
 def test_attention_can_be_differentiated_twice():

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from crest.history import History
+from crest.history import COMPONENTS, History
 from crest.observer import LastLayerGradients, Observer
 from crest.reader import Reader, Request, place
 from crest.strategies.protocol import MiniBatch
 
 __all__ = ["ObservedExamples"]
+
+Result = TypeVar("Result")
 
 _SEEDS = 2**62  # view seeds are drawn below this
 
@@ -55,6 +58,12 @@ class ObservedExamples:
         self._seeds: list[int] = []
         self._kept = self._indices
         self._held: dict[int, Any] = {}
+        self._halved = False
+
+    @property
+    def passes_beside_training(self) -> float:
+        """Passes of single examples that training did not ask for, in forward passes, so far."""
+        return sum(self._history.forward_passes(name) for name in COMPONENTS if name != "train")
 
     def hold(self, indices: Tensor) -> None:
         """Read one view of each example and keep it until the next call.
@@ -81,12 +90,10 @@ class ObservedExamples:
             Losses and gradients in the order of `indices`.
         """
         self._history.count("features", forward=len(indices))
-        parts = []
-        for some in indices.split(self._chunk):
-            part = self._observer.last_layer_gradients(self._batch(self._held, some))
+        parts = self._observe(self._observer.last_layer_gradients, self._views(), indices)
+        for part, some in parts:
             self._check_finite(part.losses, some)
-            parts.append(part)
-        return LastLayerGradients.concatenate(parts)
+        return LastLayerGradients.concatenate([part for part, _ in parts])
 
     def outside_gradients(self, loader: DataLoader[Any], indices: Tensor) -> LastLayerGradients:
         """Observe examples that are not of this data set, such as those of a validation loader.
@@ -120,33 +127,40 @@ class ObservedExamples:
         Returns:
             Losses on the CPU, shape (k,), float32.
         """
-        self._history.count("check", forward=len(indices))
         items = self._read(indices, self.draw_seeds(math.ceil(len(indices) / self._chunk)))
-        parts = []
-        for some in indices.split(self._chunk):
-            losses = self._observer.losses(self._batch(items, some))
-            self._check_finite(losses, some)
-            parts.append(losses)
-        return torch.cat(parts).cpu()
+        return self._losses(items, indices)
+
+    def held_losses(self, indices: Tensor) -> Tensor:
+        """Measure the losses of held views.
+
+        Args:
+            indices: Held example indices, int64, shape (k,).
+
+        Returns:
+            Losses on the CPU, shape (k,), float32.
+        """
+        return self._losses(self._views(), indices)
 
     @contextmanager
-    def weighted_loss(self, batch: MiniBatch, num_probes: int) -> Iterator[Tensor]:
+    def weighted_loss(self, batch: MiniBatch, num_probes: int, scope: str) -> Iterator[Tensor]:
         """Give the weighted mean loss of a held batch, with a graph for two derivatives.
 
         Args:
             batch: A mini-batch of held examples.
             num_probes: Hessian products that will be taken, for the books.
+            scope: Parameters that it will be differentiated by, as in `parameters`. Derivatives by
+                the last layer alone count for nothing beside the forward pass.
 
         Yields:
             Scalar, sum of weight times loss over m.
         """
-        examples = len(batch.indices)
-        self._history.count(
-            "quadratic", forward=examples, backward=examples, hessian=num_probes * examples
-        )
-        collated = self._batch(self._held, batch.indices)
-        with self._observer.differentiable_losses(collated) as losses:
-            yield (losses * batch.weights.to(losses)).sum() / examples
+        k = len(batch.indices)
+        self._history.count("quadratic", forward=k)
+        if scope != "head":
+            self._history.count("quadratic", backward=k, hessian=num_probes * k)
+        collated = self._batch(self._views(), batch.indices)
+        with self._observer.differentiable_losses(collated, scope) as losses:
+            yield (losses * batch.weights.to(losses)).sum() / k
 
     def parameters(self, scope: str) -> list[nn.Parameter]:
         """List the parameters of a scope, see `Observer.parameters`.
@@ -159,7 +173,7 @@ class ObservedExamples:
         """
         batch = None
         if scope == "head":
-            batch = self._batch(self._held, self._kept[: self._chunk])
+            batch = self._batch(self._views(), self._kept[: self._chunk])
         return self._observer.parameters(scope, batch)
 
     def timed(self, component: str) -> AbstractContextManager[None]:
@@ -183,10 +197,8 @@ class ObservedExamples:
         Returns:
             The batch, where the dataset put it.
         """
-        if not self._held:
-            self._read_held()  # after load_state_dict
-            self.release(self._kept)
-        return self._reader.collate([self._held[index] for index in indices.tolist()], seed)
+        views = self._views()
+        return self._reader.collate([views[index] for index in indices.tolist()], seed)
 
     def draw_seeds(self, count: int) -> list[int]:
         """Draw seeds for `count` requests.
@@ -216,6 +228,44 @@ class ObservedExamples:
         self._kept = state["kept"]
         self.labels.copy_(state["labels"])
         self._held = {}
+
+    def _views(self) -> dict[int, Any]:
+        if not self._held and len(self._kept):  # after load_state_dict
+            kept = self._kept
+            self._read_held()
+            self.release(kept)
+        return self._held
+
+    def _losses(self, items: dict[int, Any], indices: Tensor) -> Tensor:
+        self._history.count("check", forward=len(indices))
+        parts = self._observe(self._observer.losses, items, indices)
+        for losses, some in parts:
+            self._check_finite(losses, some)
+        return torch.cat([losses for losses, _ in parts]).cpu()
+
+    def _observe(
+        self, look: Callable[[Any], Result], items: dict[int, Any], indices: Tensor
+    ) -> list[tuple[Result, Tensor]]:
+        """Look at examples chunk by chunk; a chunk too large for the memory is halved once."""
+        parts: list[tuple[Result, Tensor]] = []
+        left = indices
+        while len(left):
+            some = left[: self._chunk // (2 if self._halved else 1)]
+            try:
+                parts.append((look(self._batch(items, some)), some))
+            except torch.OutOfMemoryError:
+                if self._halved or len(some) < 2:
+                    raise
+                self._halved = True
+                warnings.warn(
+                    f"a forward pass of {len(some)} examples ran out of memory; from now on "
+                    f"passes hold {self._chunk // 2}.",
+                    ResourceWarning,
+                    stacklevel=2,
+                )
+                continue
+            left = left[len(some) :]
+        return parts
 
     def _read_held(self) -> None:
         self._held = self._read(self._indices, self._seeds)

@@ -56,10 +56,7 @@ class History:
     def costs(self) -> dict[str, float]:
         """Cost of each component in units of one random training step, from counted passes."""
         unit = self._examples_per_step * (_UNITS["forward"] + _UNITS["backward"])
-        return {
-            name: sum(count * _UNITS[kind] for kind, count in counts.items()) / unit
-            for name, counts in self.passes.items()
-        }
+        return {name: self.forward_passes(name) / unit for name in COMPONENTS}
 
     @property
     def cost(self) -> float:
@@ -71,6 +68,30 @@ class History:
         """Cost beyond training itself, as a fraction of training; 0 for random batches."""
         train = self.costs["train"]
         return self.cost / train - 1 if train else 0.0
+
+    @property
+    def forward_price(self) -> float | None:
+        """Seconds of one observed example over those of one example in a training step.
+
+        About 1/3 where the backward pass costs two forward passes; None before both were timed.
+        `Crest(forward_price=)` weighs selection by it.
+        """
+        observed = self.passes["features"]["forward"]
+        trained = self.passes["train"]["forward"]
+        if not (observed and trained and self.seconds["train"]):
+            return None
+        return self.seconds["features"] / observed / (self.seconds["train"] / trained)
+
+    def forward_passes(self, component: str) -> float:
+        """Count the passes of a component, a backward pass as two and a Hessian pass as six.
+
+        Args:
+            component: One of `COMPONENTS`.
+
+        Returns:
+            In forward passes of one example.
+        """
+        return sum(count * _UNITS[kind] for kind, count in self.passes[component].items())
 
     def count(self, component: str, **passes: int) -> None:
         """Add passes of single examples.
@@ -138,6 +159,7 @@ class History:
             "costs": self.costs,
             "cost": self.cost,
             "overhead": self.overhead,
+            "forward_price": self.forward_price,
         }
 
     def state_dict(self) -> dict[str, Any]:

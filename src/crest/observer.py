@@ -46,10 +46,35 @@ class LastLayerGradients:
         Returns:
             Shape (k, c * (d + 1)).
         """
+        errors, inputs = self._by_position()
+        return torch.einsum("ktc,ktd->kcd", errors, inputs).flatten(1)
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        """Add up the gradients by weight and bias of a linear head, without forming them.
+
+        Args:
+            weights: One factor for each example, shape (k,).
+
+        Returns:
+            Shape (c, d + 1).
+        """
+        errors, inputs = self._by_position()
+        return torch.einsum("k,ktc,ktd->cd", weights.to(errors), errors, inputs)
+
+    def squared_norms(self) -> Tensor:
+        """Measure ||g_i||^2 of the gradients by weight and bias of a linear head.
+
+        Returns:
+            Shape (k,).
+        """
+        errors, inputs = self._by_position()
+        return ((errors @ errors.mT) * (inputs @ inputs.mT)).sum((1, 2))
+
+    def _by_position(self) -> tuple[Tensor, Tensor]:
+        """Give e and [h, 1] at each position, (k, t, c) and (k, t, d + 1)."""
         errors = self.errors.reshape(len(self.errors), -1, self.errors.shape[-1])
         inputs = self.inputs.reshape(len(self.inputs), -1, self.inputs.shape[-1])
-        inputs = torch.cat([inputs, inputs.new_ones(*inputs.shape[:2], 1)], dim=2)
-        return torch.einsum("ktc,ktd->kcd", errors, inputs).flatten(1)
+        return errors, torch.cat([inputs, inputs.new_ones(*inputs.shape[:2], 1)], dim=2)
 
     @staticmethod
     def concatenate(parts: list[LastLayerGradients]) -> LastLayerGradients:
@@ -180,13 +205,15 @@ class Observer:
         )
 
     @contextmanager
-    def differentiable_losses(self, batch: Any) -> Iterator[Tensor]:
-        """Give the losses with a graph to all parameters that can be differentiated twice.
+    def differentiable_losses(self, batch: Any, scope: str = "trainable") -> Iterator[Tensor]:
+        """Give the losses with a graph that can be differentiated twice.
 
         Attention runs under the MATH backend, the only one with a second derivative.
 
         Args:
             batch: A collated batch of k examples, on the device of the model.
+            scope: `"trainable"` for a graph to all parameters, `"head"` for one to those of the
+                last layer alone, which spares the graph of all that comes before it.
 
         Yields:
             Losses, shape (k,), with their graph.
@@ -194,8 +221,25 @@ class Observer:
         Raises:
             ValueError: If `loss_fn` does not return one loss per example.
         """
-        with self._undisturbed(), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            yield self._per_example_losses(batch)
+
+        def detach_input(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+            torch.set_grad_enabled(True)  # until torch.set_grad_enabled() below ends
+            return (arguments[0].detach(), *arguments[1:])
+
+        with (
+            self._undisturbed(),
+            torch.set_grad_enabled(scope != "head"),
+            sdpa_kernel(SDPBackend.MATH),
+        ):
+            if scope != "head":
+                yield self._per_example_losses(batch)
+                return
+            hook = self.find_head(batch).register_forward_pre_hook(detach_input)
+            try:
+                losses = self._per_example_losses(batch)
+            finally:
+                hook.remove()
+            yield losses
 
     def parameters(self, scope: str, batch: Any = None) -> list[nn.Parameter]:
         """List the parameters that a quadratic model is made of.

@@ -65,7 +65,7 @@ def test_arguments_out_of_range_are_refused(options, message):
         make_loader(**options)
 
 
-@pytest.mark.parametrize("strategy", [crest.Crest(), crest.GreedyMiniBatch()])
+@pytest.mark.parametrize("strategy", [crest.Crest.paper(), crest.GreedyMiniBatch()])
 def test_a_scalar_loss_is_refused(strategy):
     loader = make_loader(strategy, loss_fn=nn.CrossEntropyLoss())
     with pytest.raises(ValueError, match='Set reduction="none"'):
@@ -77,7 +77,7 @@ def test_a_loss_that_is_not_finite_names_step_and_examples(bad):
     inputs, targets = make_tensors()
     inputs[[7, 123]] = bad
     loader = make_loader(
-        crest.Crest(subset_size=400, min_pool=400),
+        crest.Crest.paper(subset_size=400, min_pool=400),
         dataset=TensorDataset(inputs, targets),
         batch_size=400,
         budget=1,
@@ -90,7 +90,7 @@ def test_a_loss_that_is_not_finite_names_step_and_examples(bad):
 
 def test_a_model_that_diverges_names_the_step():
     model = make_model()
-    loader = make_loader(crest.Crest(), model=model, budget=1)
+    loader = make_loader(crest.Crest.paper(), model=model, budget=1)
 
     def poison(*_):
         if loader.history.steps == 3:
@@ -110,7 +110,7 @@ def test_a_dataset_that_shrinks_is_noticed():
             return self.length
 
     model, dataset = make_model(), Shrinking(*make_tensors())
-    loader = make_loader(crest.Crest(), model=model, dataset=dataset, budget=1)
+    loader = make_loader(crest.Crest.paper(), model=model, dataset=dataset, budget=1)
 
     def shrink(*_):
         dataset.length = 300
@@ -139,11 +139,44 @@ def test_an_example_that_cannot_be_read_is_named(strategy, num_workers):
 def test_a_model_without_a_linear_layer_is_refused_and_random_still_trains():
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(20))
     with pytest.raises(ValueError, match="must have a linear layer"):
-        next(iter(make_loader(crest.Crest(), model=model)))
+        next(iter(make_loader(crest.Crest.paper(), model=model)))
     train(make_loader(crest.Random(), model=model), model)
 
 
 def test_a_frozen_model_is_refused():
     model = make_model().requires_grad_(False)
     with pytest.raises(ValueError, match="needs parameters that require grad"):
-        next(iter(make_loader(crest.Crest(), model=model)))
+        next(iter(make_loader(crest.Crest.paper(), model=model)))
+
+
+class SmallMemory(torch.nn.Module):
+    """Runs out of memory on more than `limit` examples at once, outside of training."""
+
+    def __init__(self, limit):
+        super().__init__()
+        self.head = nn.Linear(20, 5)
+        self.limit = limit
+
+    def forward(self, inputs):
+        if len(inputs) > self.limit and not self.training:
+            raise torch.OutOfMemoryError("out of memory")
+        return self.head(inputs)
+
+
+def test_a_pass_that_runs_out_of_memory_is_halved_once_with_one_warning():
+    plain = make_loader(crest.GreedyMiniBatch(subset_size=300), model=SmallMemory(1000))
+    expected = next(iter(plain))
+    model = SmallMemory(64)
+    model.load_state_dict(plain._model.state_dict())
+    loader = make_loader(crest.GreedyMiniBatch(subset_size=300), model=model)
+    batches = iter(loader)
+    with pytest.warns(ResourceWarning, match="ran out of memory.* passes hold 64") as warned:
+        batch = next(batches)
+    assert len(warned) == 1
+    assert all(map(torch.equal, batch, expected))
+
+
+def test_memory_too_small_for_half_a_pass_is_an_error():
+    loader = make_loader(crest.GreedyMiniBatch(subset_size=300), model=SmallMemory(10))
+    with pytest.warns(ResourceWarning), pytest.raises(torch.OutOfMemoryError):
+        next(iter(loader))

@@ -22,6 +22,7 @@ from toys import (
 
 STRATEGIES = [
     crest.Crest(),
+    crest.Crest.paper(),
     crest.GreedyMiniBatch(),
     crest.Random(),
     crest.Full(),
@@ -207,7 +208,7 @@ def test_the_view_that_is_selected_is_the_view_that_is_trained_on(num_workers):
         return CRITERION(model(batch[0]), batch[1])
 
     loader = make_loader(
-        crest.Crest(error_threshold=1.0),  # keep the first coresets
+        crest.Crest.paper(error_threshold=1.0),  # keep the first coresets
         model=model,
         dataset=NoisyData(),
         loss_fn=loss_fn,
@@ -249,7 +250,7 @@ def test_a_run_does_not_depend_on_the_number_of_workers():
     assert equal_parameters(*models)
 
 
-@pytest.mark.parametrize("strategy", [crest.Crest(), crest.Random()], ids=name)
+@pytest.mark.parametrize("strategy", [crest.Crest.paper(), crest.Random()], ids=name)
 def test_iterating_leaves_the_global_random_states_alone(strategy):
     model = make_model()
     loader = make_loader(strategy, model=model, dataset=NoisyData())

@@ -15,7 +15,10 @@ EPOCHS, BUDGET = 4, 0.4  # ten batches an epoch
 
 STRATEGIES = [
     # learned examples leave from step 5 on, and some checks pass
-    crest.Crest(exclusion_interval=5, loss_threshold=1.5, error_threshold=0.2),
+    crest.Crest.paper(exclusion_interval=5, loss_threshold=1.5, error_threshold=0.2),
+    # pairs checks; and turns to random batches and back
+    crest.Crest(forward_price=0.01, error_threshold=0.2),
+    crest.Crest(forward_price=0.3, probe_interval=3),
     crest.GreedyMiniBatch(),
     crest.Random(),
     crest.Full(),
@@ -135,7 +138,7 @@ def test_the_state_holds_tensors_and_primitives_alone():
 
 
 def run_state():
-    loader = make_loader(crest.Crest())
+    loader = make_loader(crest.Crest.paper())
     next(iter(loader))
     return loader.state_dict()
 
@@ -149,7 +152,7 @@ def run_state():
         ({"seed": 3}, "seed must be .* 0; got 3"),
         ({"strategy": crest.Random()}, "strategy must be .* 'Crest'; got 'Random'"),
         (
-            {"strategy": crest.Crest(error_threshold=0.5)},
+            {"strategy": crest.Crest.paper(error_threshold=0.5)},
             r"strategy\.error_threshold must be .* 0\.05; got 0\.5",
         ),
     ],

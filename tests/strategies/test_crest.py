@@ -41,7 +41,7 @@ def train_bowl(strategy, *, lr, batches=40):
 
 
 def test_on_a_quadratic_loss_nothing_is_selected_again():
-    history = train_bowl(crest.Crest(exclusion_interval=None), lr=0.05)
+    history = train_bowl(crest.Crest.paper(exclusion_interval=None), lr=0.05)
     errors = [r["relative_error"] for r in history.records if "relative_error" in r]
     assert history.updates == 1
     assert len(errors) == 39
@@ -49,7 +49,7 @@ def test_on_a_quadratic_loss_nothing_is_selected_again():
 
 
 def test_a_linear_model_of_a_quadratic_loss_is_soon_off():
-    history = train_bowl(crest.Crest(exclusion_interval=None, curvature="none"), lr=0.05)
+    history = train_bowl(crest.Crest.paper(exclusion_interval=None, curvature="none"), lr=0.05)
     assert history.updates > 1
 
 
@@ -65,7 +65,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
 def test_the_displacement_is_the_real_one_since_the_anchor(optimizer_name):
     model = make_model()
-    loader = make_loader(crest.Crest(error_threshold=1e9), model=model, budget=1)
+    loader = make_loader(crest.Crest.paper(error_threshold=1e9), model=model, budget=1)
     optimizer = OPTIMIZERS[optimizer_name](model.parameters())
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
     anchor = flatten(list(model.parameters()))
@@ -88,7 +88,7 @@ def test_the_displacement_is_the_real_one_since_the_anchor(optimizer_name):
 
 def test_a_check_that_fails_starts_a_new_round_and_moves_the_anchor():
     model = make_model()
-    loader = make_loader(crest.Crest(error_threshold=0.0), model=model)
+    loader = make_loader(crest.Crest.paper(error_threshold=1e-12), model=model)
     train(loader, model, epochs=5)
     checks = [record for record in loader.history.records if "relative_error" in record]
     assert all(record["updated"] for record in checks)
@@ -104,7 +104,7 @@ def test_rho_is_zero_where_nothing_has_moved():
     model = make_model(dropout=0.5, norm=True)
     n = 400
     loader = make_loader(
-        crest.Crest(subset_size=n, min_pool=n), model=model, batch_size=100, budget=1
+        crest.Crest.paper(subset_size=n, min_pool=n), model=model, batch_size=100, budget=1
     )
     train(loader, model, lr=0.0)  # BatchNorm statistics move, but only in train mode passes
     (first, *_) = [r for r in loader.history.records if "relative_error" in r]
@@ -112,7 +112,7 @@ def test_rho_is_zero_where_nothing_has_moved():
     assert first["predicted_loss"] == pytest.approx(first["anchor_loss"], abs=1e-6)
     model_without = make_model(dropout=0.5)
     loader = make_loader(
-        crest.Crest(subset_size=n, min_pool=n), model=model_without, batch_size=100, budget=1
+        crest.Crest.paper(subset_size=n, min_pool=n), model=model_without, batch_size=100, budget=1
     )
     train(loader, model_without, lr=0.0)
     errors = [r["relative_error"] for r in loader.history.records if "relative_error" in r]
@@ -128,7 +128,7 @@ def test_each_distinct_example_is_read_and_passed_forward_once():
             reads.append(index)
             return super().__getitem__(index)
 
-    loader = make_loader(crest.Crest(subset_size=200, min_pool=200), dataset=Counting())
+    loader = make_loader(crest.Crest.paper(subset_size=200, min_pool=200), dataset=Counting())
     next(iter(loader))
     # five subsets of 200 from 400: about 388 distinct examples
     assert len(reads) == len(set(reads))
@@ -137,7 +137,7 @@ def test_each_distinct_example_is_read_and_passed_forward_once():
 
 def test_a_check_passes_only_its_subset_forward():
     model = make_model()
-    loader = make_loader(crest.Crest(subset_size=50), model=model, budget=0.5)
+    loader = make_loader(crest.Crest.paper(subset_size=50), model=model, budget=0.5)
     train(loader, model)
     checks = sum("relative_error" in record for record in loader.history.records)
     assert loader.history.passes["check"] == {"forward": 50 * checks, "backward": 0, "hessian": 0}
@@ -146,7 +146,7 @@ def test_a_check_passes_only_its_subset_forward():
 def test_coresets_are_kept_whole_and_none_comes_twice_before_all_were_used():
     model = make_model()
     loader = make_loader(
-        crest.Crest(error_threshold=1e9, coreset_multiplier=5), model=model, budget=0.6
+        crest.Crest.paper(error_threshold=1e9, coreset_multiplier=5), model=model, budget=0.6
     )
     batches = []
     train(loader, model, on_step=lambda x, y, w: batches.append((x, w)))
@@ -159,7 +159,7 @@ def test_coresets_are_kept_whole_and_none_comes_twice_before_all_were_used():
 
 def test_cluster_sizes_belong_to_a_coreset_and_not_to_an_example():
     # subsets of 300 from 400 overlap: the same example gets another weight in another coreset
-    loader = make_loader(crest.Crest(subset_size=300, min_pool=300))
+    loader = make_loader(crest.Crest.paper(subset_size=300, min_pool=300))
     next(iter(loader))
     coresets = loader._planner._coresets
     sizes = [batch.weights * 300 / 16 for batch in coresets]
@@ -178,7 +178,7 @@ def test_cluster_sizes_belong_to_a_coreset_and_not_to_an_example():
 
 def test_the_averages_advance_once_a_round():
     model = make_model()
-    loader = make_loader(crest.Crest(), model=model)
+    loader = make_loader(crest.Crest.paper(), model=model)
     train(loader, model, epochs=8)
     assert loader.history.updates > 1
     assert loader._planner._moments.round == loader.history.updates
@@ -187,7 +187,7 @@ def test_the_averages_advance_once_a_round():
 def test_learned_examples_leave_for_good_at_multiples_of_the_interval():
     model = make_model()
     loader = make_loader(
-        crest.Crest(exclusion_interval=5, loss_threshold=1.0, min_pool=100),
+        crest.Crest.paper(exclusion_interval=5, loss_threshold=1.0, min_pool=100),
         model=model,
         budget=1,
     )
@@ -206,7 +206,7 @@ def test_learned_examples_leave_for_good_at_multiples_of_the_interval():
 def test_no_exclusion_keeps_every_example():
     model = make_model()
     loader = make_loader(
-        crest.Crest(exclusion_interval=None, loss_threshold=9), model=model, budget=1
+        crest.Crest.paper(exclusion_interval=None, loss_threshold=9), model=model, budget=1
     )
     train(loader, model, epochs=2)
     assert {record["active"] for record in loader.history.records} == {400}
@@ -216,26 +216,27 @@ def test_no_exclusion_keeps_every_example():
 @pytest.mark.parametrize("curvature", ["trainable", "head", "none"])
 def test_every_feature_and_scope_trains(features, curvature):
     model = make_model()
-    settings = crest.Crest(features=features, curvature=curvature, num_probes=2)
+    settings = crest.Crest.paper(features=features, curvature=curvature, num_probes=2)
     loader = make_loader(settings, model=model, budget=0.2)
     train(loader, model)
     assert all(torch.isfinite(p).all() for p in model.parameters())
     size = {"head": 32 * 5 + 5}.get(curvature, sum(p.numel() for p in model.parameters()))
     assert loader._planner._anchor.shape == (size,)
-    assert (loader.history.passes["quadratic"]["hessian"] == 0) == (curvature == "none")
+    # derivatives of the last layer alone cost nothing beside the forward pass
+    assert (loader.history.passes["quadratic"]["hessian"] > 0) == (curvature == "trainable")
 
 
 def test_a_sample_of_the_coresets_fits_the_model():
     counts = []
     for sample in (None, 2):
-        loader = make_loader(crest.Crest(curvature_coresets=sample))
+        loader = make_loader(crest.Crest.paper(curvature_coresets=sample))
         next(iter(loader))
         counts.append(loader.history.passes["quadratic"]["forward"])
     assert counts == [5 * 16, 2 * 16]
 
 
 def test_accumulation_gives_every_step_its_own_coresets():
-    loader = make_loader(crest.Crest(), accumulation_steps=4)
+    loader = make_loader(crest.Crest.paper(), accumulation_steps=4)
     next(iter(loader))
     assert loader.history.records[0]["length"] == 1
     assert loader.history.records[0]["num_coresets"] == 20
@@ -243,9 +244,9 @@ def test_accumulation_gives_every_step_its_own_coresets():
 
 def test_stratified_subsets_need_labels():
     with pytest.raises(ValueError, match="stratify=True needs the class of each example"):
-        make_loader(crest.Crest(stratify=True))
+        make_loader(crest.Crest.paper(stratify=True))
     _, targets = make_tensors()
-    loader = make_loader(crest.Crest(stratify=True), labels=targets)
+    loader = make_loader(crest.Crest.paper(stratify=True), labels=targets)
     next(iter(loader))
     counts = torch.bincount(targets[loader._examples._indices])
     assert (counts > 0).all()
@@ -257,7 +258,7 @@ def test_stratified_subsets_need_labels():
         ({"subset_size": 0}, "subset_size must be >= 1; got 0"),
         ({"coreset_multiplier": 0}, "coreset_multiplier must be > 0"),
         ({"error_threshold": -1}, "error_threshold must be >= 0"),
-        ({"error_threshold": math.nan}, "error_threshold must be >= 0; got nan"),
+        ({"error_threshold": math.nan}, "error_threshold must be >= 0 or .auto.; got nan"),
         ({"interval_multiplier": 0}, "interval_multiplier must be > 0"),
         ({"exclusion_interval": 0}, "exclusion_interval must be >= 1 or None"),
         ({"loss_threshold": -0.1}, "loss_threshold must be >= 0"),
@@ -268,12 +269,20 @@ def test_stratified_subsets_need_labels():
         ({"curvature_coresets": 0}, "curvature_coresets must be >= 1 or None"),
         ({"max_check_interval": 0}, "max_check_interval must be >= 1"),
         ({"max_coresets": 0}, "max_coresets must be >= 1"),
+        ({"error_threshold": "Auto"}, "error_threshold must be >= 0 or .auto.; got 'Auto'"),
+        ({"check_size": 0}, "check_size must be >= 1 or None"),
+        ({"probe_interval": 0}, "probe_interval must be >= 1"),
+        ({"forward_price": 0}, "forward_price must be > 0"),
+        (
+            {"subset_size": 100, "num_candidates": 50},
+            "num_candidates must be at least subset_size; got 50",
+        ),
     ],
     ids=str,
 )
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        crest.Crest(**settings)
+        crest.Crest.paper(**settings)
 
 
 @pytest.mark.parametrize(
@@ -282,12 +291,118 @@ def test_settings_out_of_range_are_refused(settings, message):
         ({"subset_size": 10}, "batch_size must be at most subset_size, 10; got 16"),
         ({"subset_size": 500}, "subset_size must be at most the number of examples, 400; got 500"),
         ({"min_pool": 10}, r"min_pool must be in \[48, 400\]"),
+        ({"num_candidates": 20}, r"num_candidates must be in \[48, 400\], subset_size to the"),
+        ({"num_candidates": 401}, r"num_candidates must be in \[48, 400\]"),
+        ({"check_size": 60}, r"check_size must be in \[1, 48\]"),
     ],
     ids=str,
 )
 def test_settings_that_do_not_fit_the_task_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        make_loader(crest.Crest(**settings))
+        make_loader(crest.Crest.paper(**settings))
+
+
+def test_candidates_are_shared_by_all_subsets_of_a_round():
+    strategy = crest.Crest.paper(subset_size=32, num_candidates=60)
+    loader = make_loader(strategy)
+    next(iter(loader))
+    assert 32 < loader.history.passes["features"]["forward"] <= 60
+    coresets = loader._planner._coresets
+    assert len({tuple(sorted(coreset.indices.tolist())) for coreset in coresets}) > 1
+    picked = torch.cat([coreset.indices for coreset in coresets]).unique()
+    assert torch.isin(picked, loader._examples._indices).all()
+
+
+def test_a_paired_check_sees_no_sampling_noise():
+    """Where nothing moves, two fresh subsets differ and one that is measured twice does not."""
+    errors = {}
+    for paired in (True, False):
+        model = make_model()
+        strategy = crest.Crest.paper(
+            paired_check=paired, check_size=16, subset_size=48, error_threshold=1e9
+        )
+        loader = make_loader(strategy, model=model, dataset=NoisyData(), budget=0.3)
+        train(loader, model, lr=0.0)
+        checks = [r for r in loader.history.records if "relative_error" in r]
+        errors[paired] = max(check["relative_error"] for check in checks)
+    assert errors[True] < 1e-6
+    assert errors[False] > 0.01
+
+
+def test_a_paired_check_reads_nothing():
+    reads = []
+
+    class Counting(NoisyData):
+        def __getitem__(self, index):
+            reads.append(index)
+            return super().__getitem__(index)
+
+    model = make_model()
+    strategy = crest.Crest.paper(paired_check=True, error_threshold=1e9)
+    loader = make_loader(strategy, model=model, dataset=Counting(), budget=0.3)
+    train(loader, model)
+    assert sum("relative_error" in record for record in loader.history.records) > 1
+    assert len(reads) == loader.history.passes["features"]["forward"]
+
+
+def test_an_automatic_threshold_is_the_mean_error_of_the_first_five_regions():
+    model = make_model()
+    loader = make_loader(crest.Crest.paper(error_threshold="auto"), model=model)
+    train(loader, model, epochs=8)
+    checks = [record for record in loader.history.records if "relative_error" in record]
+    errors = [record["relative_error"] for record in checks]
+    assert all(record["updated"] for record in checks[:5])
+    threshold = sum(errors[:5]) / 5
+    later = checks[5:]
+    assert [record["updated"] for record in later] == [e > threshold for e in errors[5:]]
+    assert len({record["updated"] for record in later}) == 2
+
+
+def test_a_threshold_of_zero_selects_after_every_region_and_checks_nothing():
+    model = make_model()
+    loader = make_loader(crest.Crest.paper(error_threshold=0), model=model)
+    train(loader, model, epochs=4)
+    assert all(record["updated"] for record in loader.history.records)
+    assert loader.history.passes["check"]["forward"] == 0
+
+
+def test_without_curvature_the_check_interval_is_h():
+    model = make_model()
+    strategy = crest.Crest.paper(curvature="none", interval_multiplier=3.0, error_threshold=0)
+    loader = make_loader(strategy, model=model)
+    train(loader, model, epochs=6)
+    assert [record["check_interval"] for record in loader.history.records[:4]] == [1, 3, 3, 3]
+
+
+def test_selection_that_does_not_pay_gives_way_to_random_batches_and_is_tried_again():
+    model = make_model()
+    strategy = crest.Crest(forward_price=10.0, probe_interval=3)
+    loader = make_loader(strategy, model=model, budget=1)
+    weights = []
+    train(loader, model, epochs=2, on_step=lambda x, y, w: weights.append(w))
+    records = loader.history.records
+    assert not any(record["selected"] for record in records)
+    assert [record["length"] for record in records][:4] == [3, 6, 12, 24]  # ever less often
+    assert all((weight == 1).all() for weight in weights)
+    assert loader.history.updates == 0
+    # a probe is one round of forward passes and nothing else
+    assert loader.history.costs["quadratic"] == loader.history.costs["check"] == 0
+
+
+def test_random_batches_between_probes_cover_the_pool_before_they_repeat():
+    dataset = TensorDataset(torch.arange(400.0)[:, None].expand(-1, 20), make_tensors()[1])
+    strategy = crest.Crest(forward_price=10.0, probe_interval=5)
+    loader = make_loader(strategy, dataset=dataset, budget=1)
+    seen = torch.cat([inputs[:, 0] for inputs, _, _ in loader])
+    assert seen.sort().values.tolist() == list(range(400))
+
+
+def test_selection_goes_on_where_it_pays():
+    model = make_model()
+    loader = make_loader(crest.Crest(forward_price=1e-3), model=model, budget=1)
+    train(loader, model, epochs=2)
+    assert all(record["selected"] for record in loader.history.records)
+    assert all(record["worth"] >= record["price"] for record in loader.history.records[:1])
 
 
 def test_an_unknown_feature_of_greedy_is_refused():

@@ -113,7 +113,8 @@ class _AdaCorePlanner(SubsetPlanner):
         gradient, diagonal = torch.zeros(()), torch.zeros(())
         for some in sample.split(task.batch_size):
             share = len(some) / size
-            with examples.weighted_loss(MiniBatch.unweighted(some), settings.num_probes) as loss:
+            batch = MiniBatch.unweighted(some)
+            with examples.weighted_loss(batch, settings.num_probes, "head") as loss:
                 moments = gradient_and_hessian_diagonal(loss, parameters, probes)
             gradient, diagonal = gradient + share * moments[0], diagonal + share * moments[1]
         if not settings.keep_views:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,16 +12,44 @@ from crest.observer import LastLayerGradients
 from crest.selection import Coreset, facility_location, last_layer_distances
 from crest.strategies.protocol import Examples, MiniBatch, Task
 
-__all__ = ["Features", "default_subset_size", "select_coresets"]
+__all__ = [
+    "Features",
+    "Selection",
+    "default_subset_size",
+    "relative_gradient_error",
+    "select_coresets",
+]
 
 Features = Literal["logits", "input", "weight"]
 
 _SUBSETS_AT_ONCE = 16  # bounds the memory of the distances, (16, r, r)
 
 
+class Selection(NamedTuple):
+    """Coresets of one round, and what was seen on the way.
+
+    Attributes:
+        coresets: P weighted mini-batches.
+        candidates: The distinct examples that were observed, int64, shape (k,).
+        losses: Their losses, on the CPU, shape (k,).
+        rows: Rows of `candidates` in each random subset, shape (P, r).
+        gradient_error: See `relative_gradient_error`.
+    """
+
+    coresets: list[MiniBatch]
+    candidates: Tensor
+    losses: Tensor
+    rows: Tensor
+    gradient_error: float
+
+
 def select_coresets(
-    examples: Examples, subsets: Tensor, batch_size: int, features: Features
-) -> tuple[list[MiniBatch], Tensor]:
+    examples: Examples,
+    subsets: Tensor,
+    batch_size: int,
+    features: Features,
+    keep: Tensor | None = None,
+) -> Selection:
     """Read the random subsets, observe them, and pick a weighted mini-batch from each.
 
     Each distinct example is read and passed forward once, however many subsets hold it. A weight
@@ -31,26 +60,64 @@ def select_coresets(
         subsets: V_1, ..., V_P, example indices, int64, shape (P, r).
         batch_size: m, picks in each.
         features: Which last-layer gradients are compared.
+        keep: Other examples of the subsets whose views are still needed.
 
     Returns:
-        The P coresets, and the losses at the anchor of all subsets' examples, shape (P, r), CPU.
+        The P coresets, and the losses at the anchor.
     """
-    distinct, rows = torch.unique(subsets, return_inverse=True)
+    candidates, rows = torch.unique(subsets, return_inverse=True)
     with examples.timed("features"):
-        examples.hold(distinct)
-        gradients = examples.last_layer_gradients(distinct)
+        examples.hold(candidates)
+        gradients = examples.last_layer_gradients(candidates)
     with examples.timed("select"):
-        coresets = []
+        picks = []
         for some in rows.split(_SUBSETS_AT_ONCE):
             picked = _pick(gradients, some.to(gradients.losses.device), batch_size, features)
-            coresets += list(zip(picked.indices.cpu(), picked.cluster_sizes.cpu(), strict=True))
+            picks += list(zip(picked.indices.cpu(), picked.cluster_sizes.cpu(), strict=True))
         scale = batch_size / subsets.shape[1]
         batches = [
             MiniBatch(subset[chosen], sizes.float() * scale)
-            for subset, (chosen, sizes) in zip(subsets, coresets, strict=True)
+            for subset, (chosen, sizes) in zip(subsets, picks, strict=True)
         ]
-    examples.release(torch.unique(torch.cat([batch.indices for batch in batches])))
-    return batches, gradients.losses.cpu()[rows]
+        error = relative_gradient_error(gradients, candidates, batches)
+    kept = [batch.indices for batch in batches] + ([] if keep is None else [keep])
+    examples.release(torch.unique(torch.cat(kept)))
+    return Selection(batches, candidates, gradients.losses.cpu(), rows, error)
+
+
+def relative_gradient_error(
+    gradients: LastLayerGradients, candidates: Tensor, coresets: Sequence[MiniBatch]
+) -> float:
+    """Estimate how far the coresets' mean gradient is off, with random mini-batches as 1.
+
+    The squared distance, at the last layer, from the mean gradient of all examples, over that of as
+    many random mini-batches of the same size. Both are averages over the P coresets, as momentum
+    averages over steps: coresets that share candidates also share their error. It is the measured
+    distance to the mean of the k candidates, plus the sampling error of these, sigma^2 / k; random
+    mini-batches have sigma^2 / (P m).
+
+    Note:
+        No choice from k candidates can be below P m / k, what all of them together would have.
+
+    Args:
+        gradients: Of the candidates, k rows.
+        candidates: Their example indices, ascending, shape (k,).
+        coresets: P mini-batches of m candidates.
+
+    Returns:
+        Below 1 if the coresets are better than random mini-batches; 1 if all gradients are equal.
+    """
+    k = len(candidates)
+    used = sum(len(coreset.indices) for coreset in coresets)
+    weights = torch.full((k,), -1.0 / k)
+    for coreset in coresets:
+        places = torch.searchsorted(candidates, coreset.indices)
+        weights[places] += coreset.weights / used
+    device = gradients.losses.device
+    distance = float(gradients.weighted_sum(weights.to(device)).square().sum())
+    mean = gradients.weighted_sum(torch.full((k,), 1.0 / k, device=device))
+    variance = float(gradients.squared_norms().mean() - mean.square().sum())
+    return distance * used / variance + used / k if variance > 0 else 1.0
 
 
 def _pick(

@@ -59,11 +59,15 @@ class _GreedyPlanner:
         subsets = self._pool.draw(
             self._task.batches_per_step, self._subset_size, self._task.generator
         )
-        batches, losses = select_coresets(
+        selection = select_coresets(
             examples, subsets, self._task.batch_size, self._settings.features
         )
-        record = {"updated": True, "selected_loss": float(losses.mean())}
-        return Region(batches, held=True, record=record)
+        record = {
+            "updated": True,
+            "selected_loss": float(selection.losses.mean()),
+            "gradient_error": selection.gradient_error,
+        }
+        return Region(selection.coresets, held=True, record=record)
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -96,6 +96,11 @@ class Examples(Protocol):
 
     labels: Tensor
 
+    @property
+    def passes_beside_training(self) -> float:
+        """Passes of single examples that training did not ask for, in forward passes, so far."""
+        ...
+
     def hold(self, indices: Tensor) -> None:
         """Read one view of each example and keep it until the next call.
 
@@ -120,7 +125,13 @@ class Examples(Protocol):
         """Read new views of `indices`, shape (k,), and return their losses on the CPU."""
         ...
 
-    def weighted_loss(self, batch: MiniBatch, num_probes: int) -> AbstractContextManager[Tensor]:
+    def held_losses(self, indices: Tensor) -> Tensor:
+        """Return the losses of held views of `indices`, shape (k,), on the CPU."""
+        ...
+
+    def weighted_loss(
+        self, batch: MiniBatch, num_probes: int, scope: str
+    ) -> AbstractContextManager[Tensor]:
         """Give the weighted mean loss of a held batch, with a graph for `num_probes` probes."""
         ...
 
