@@ -92,7 +92,7 @@ def held_out_loader(n: int = 100, **options) -> DataLoader:
     return DataLoader(TensorDataset(inputs[N:], targets[N:]), batch_size=32, **options)
 
 
-def assert_resumes(strategy, *, stops=(1, 2, 3, 4, 8), batches=10) -> None:
+def assert_resumes(strategy, *, stops=(1, 2, 3, 4, 8), batches=10, observes=False) -> None:
     """Stop after some batches, resume from a file, and find the same parameters and records."""
 
     def run(stop_at=batches, checkpoint=None):
@@ -108,7 +108,10 @@ def assert_resumes(strategy, *, stops=(1, 2, 3, 4, 8), batches=10) -> None:
             done = saved["done"]
         while True:
             for inputs, targets, weights in loader:
-                crest.weighted_mean(CRITERION(model(inputs), targets), weights).backward()
+                losses = CRITERION(model(inputs), targets)
+                if observes:
+                    loader.observe(losses)
+                crest.weighted_mean(losses, weights).backward()
                 optimizer.step()
                 optimizer.zero_grad()
                 done += 1

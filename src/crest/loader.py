@@ -25,7 +25,7 @@ from crest.history import History
 from crest.observer import Observer
 from crest.reader import Reader, Request
 from crest.strategies import Crest, Full, Strategy
-from crest.strategies.protocol import MiniBatch, Region, Task
+from crest.strategies.protocol import LearnsFromTraining, MiniBatch, Region, Task
 
 __all__ = ["CoresetLoader", "weighted_mean"]
 
@@ -189,6 +189,7 @@ class CoresetLoader:
                 generator=self._plan_generator,
                 labels=None if labels is None else known_labels,
                 user_order=functools.partial(_user_order, train_loader),
+                dataset=train_loader.dataset,
             )
         )
         self._region = Region([])
@@ -219,6 +220,39 @@ class CoresetLoader:
             with self.history.timed_training():
                 yield batch
         self._in_epoch = False
+
+    def observe(self, losses: Tensor) -> None:
+        """Tell the strategy the losses of the batch that was handed out last.
+
+        Training has computed them anyway; `LossPruning` then needs no pass of its own. Strategies
+        that do not learn from training ignore them, so that the loop can stay as it is.
+
+        Args:
+            losses: One loss per example, shape (m,), before weights.
+
+        Raises:
+            ValueError: If there was no batch yet, or the shape is not that of its weights.
+
+        Example:
+            >>> from torch.utils.data import TensorDataset
+            >>> data = TensorDataset(torch.randn(64, 4), torch.randint(2, (64,)))
+            >>> model, criterion = nn.Linear(4, 2), nn.CrossEntropyLoss(reduction="none")
+            >>> loader = CoresetLoader(DataLoader(data, batch_size=8), model, loss_fn=criterion)
+            >>> for inputs, targets, weights in loader:
+            ...     losses = criterion(model(inputs), targets)
+            ...     loader.observe(losses)
+            ...     weighted_mean(losses, weights).backward()
+        """
+        if self._cursor == 0:
+            raise ValueError("observe needs a batch that was handed out; got none so far.")
+        indices = self._region.batches[self._cursor - 1].indices
+        if losses.shape != indices.shape:
+            raise ValueError(
+                "losses must be one per example of the batch that was handed out last, shape "
+                f"{tuple(indices.shape)}; got {tuple(losses.shape)}."
+            )
+        if isinstance(self._planner, LearnsFromTraining):
+            self._planner.observe(indices, losses.detach())
 
     def set_epoch(self, epoch: int) -> None:
         """Pass the epoch on to the sampler of the user's loader, if it wants to know.
@@ -413,8 +447,8 @@ def _check_arguments(
         )
     if not callable(getattr(strategy, "start", None)) or isinstance(strategy, type):
         raise TypeError(
-            "strategy must be one of crest.Crest(), crest.GreedyMiniBatch(), crest.Random(), "
-            f"crest.Full(); got {strategy!r}."
+            "strategy must be a strategy of crest, such as crest.Crest(), crest.Craig() or "
+            f"crest.Random(); got {strategy!r}."
         )
     length = len(cast(Any, dataset))
     if length == 0:

@@ -8,8 +8,7 @@ from torch.utils.data import TensorDataset
 import reference
 import reference_baselines
 from baselines import K, N, make_trained_model, observe, planned, shares, subset_of
-from crest.strategies.adacore import AdaCore
-from crest.strategies.craig import Craig
+from crest import AdaCore, Craig
 from toys import CRITERION, make_loader, make_tensors
 
 DAMPING = 0.1

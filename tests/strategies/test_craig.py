@@ -8,7 +8,7 @@ import crest
 import reference
 import reference_baselines
 from baselines import K, M, N, make_trained_model, observe, shares, subset_of
-from crest.strategies.craig import Craig
+from crest import Craig
 from toys import CRITERION, make_model, make_tensors
 
 

@@ -19,7 +19,7 @@ from baselines import (
     shares,
     subset_of,
 )
-from crest.strategies.glister import Glister
+from crest import Glister
 from toys import CRITERION, make_loader, make_model, make_tensors
 
 
@@ -174,6 +174,14 @@ def test_a_validation_set_that_overlaps_training_is_refused(train, held_out, sha
         ValueError, match=f"must share no example with training; it shares {shared}"
     ):
         strategy.start(task)
+
+
+def test_the_loader_tells_that_the_validation_set_overlaps_training():
+    data = TensorDataset(*make_tensors(N))
+    held_out = DataLoader(Subset(data, range(N - 50, N)), batch_size=32)
+    with pytest.raises(ValueError, match="it shares 50 of 50. Hold some out"):
+        make_loader(Glister(held_out), dataset=data)
+    make_loader(Glister(held_out), dataset=Subset(data, range(N - 50)))
 
 
 def test_parts_without_a_common_example_are_accepted():

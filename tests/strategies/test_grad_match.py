@@ -5,7 +5,7 @@ import torch
 
 import reference_baselines
 from baselines import K, N, make_task, make_trained_model, observe, shares, subset_of
-from crest.strategies.grad_match import GradMatch
+from crest import GradMatch
 from toys import make_tensors
 
 

@@ -20,10 +20,7 @@ from baselines import (
     planned,
     subset_of,
 )
-from crest.strategies.adacore import AdaCore
-from crest.strategies.craig import Craig
-from crest.strategies.glister import Glister
-from crest.strategies.grad_match import GradMatch
+from crest import AdaCore, Craig, Glister, GradMatch
 from crest.strategies.subsets import _in_proportion
 from toys import CRITERION, NoisyData, make_loader, make_model, make_tensors, train
 

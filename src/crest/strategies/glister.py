@@ -30,7 +30,8 @@ class Glister(SubsetSettings):
 
     Args:
         validation_loader: Loader over a map-style dataset that shares no example with training; all
-            that its sampler chooses is observed at each selection.
+            that its sampler chooses is observed at each selection. Parts of one dataset made by
+            `Subset` or `random_split` are told apart; copies of an example are not.
         lr: Learning rate that is looked ahead with, > 0; as a rule that of the training.
         rounds: How often the validation gradient is computed during a selection, >= 1; at most
             after every pick.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,15 @@ from torch.utils.data import DataLoader
 
 from crest.observer import LastLayerGradients
 
-__all__ = ["Examples", "MiniBatch", "Planner", "Region", "Strategy", "Task"]
+__all__ = [
+    "Examples",
+    "LearnsFromTraining",
+    "MiniBatch",
+    "Planner",
+    "Region",
+    "Strategy",
+    "Task",
+]
 
 
 @dataclass(frozen=True)
@@ -165,6 +173,20 @@ class Planner(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
+        ...
+
+
+@runtime_checkable
+class LearnsFromTraining(Protocol):
+    """A planner that makes use of the losses that the user's loop computed."""
+
+    def observe(self, indices: Tensor, losses: Tensor) -> None:
+        """Hear of a mini-batch that was trained on.
+
+        Args:
+            indices: Example indices, int64, shape (m,).
+            losses: Their losses, detached, on any device, shape (m,).
+        """
         ...
 
 

@@ -1,0 +1,156 @@
+"""Soft loss pruning with rescaled losses: InfoBatch (Qin et al., ICLR 2024)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crest.strategies.protocol import Examples, MiniBatch, Planner, Region, Task
+
+__all__ = ["LossPruning"]
+
+_EXAMPLES_AT_ONCE = 2048  # in memory, while losses are measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossPruning:
+    """Pass over the data, leaving out some of what has a small loss, and let the rest count more.
+
+    In each pass an example whose last loss was below the mean is left out with probability r. If it
+    is kept, it counts 1 / (1 - r) times, so that the expected gradient is that of all examples. The
+    first pass is whole, as are examples without a loss: in a run of one pass all is as in `Random`.
+
+    Losses are those of training and cost nothing if the loop passes them on:
+    `loader.observe(losses)` after each forward pass. After a pass in which it was told none, the
+    strategy spends one forward pass over all examples.
+
+    Args:
+        prune_probability: r, in [0, 1). InfoBatch takes 0.5.
+        num_steps: Optimizer steps of the whole run, >= 1. None: unknown, and nothing ends pruning.
+        pruned_share: Part of `num_steps` after which passes are whole again, in [0, 1]. InfoBatch
+            takes 7/8: what was left out last is seen once more.
+        match_scale: Whether weights are 1 and 1 / (1 - r), as in InfoBatch, so that the fewer steps
+            of a pass add up to those of a whole pass. Their mean is then above 1: steps are longer.
+            False scales them to a mean of 1 over many passes, which leaves the learning rate its
+            meaning where the number of steps is given.
+
+    Raises:
+        ValueError: If a value is out of its range.
+
+    Example:
+        >>> LossPruning(num_steps=1000).prune_probability
+        0.5
+    """
+
+    prune_probability: float = 0.5
+    num_steps: int | None = None
+    pruned_share: float = 0.875
+    match_scale: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.prune_probability < 1:
+            raise ValueError(
+                f"prune_probability must be in [0, 1); got {self.prune_probability}. At 1 nothing "
+                "would stand for what is left out."
+            )
+        if self.num_steps is not None and self.num_steps < 1:
+            raise ValueError(f"num_steps must be >= 1 or None; got {self.num_steps}.")
+        if not 0 <= self.pruned_share <= 1:
+            raise ValueError(f"pruned_share must be in [0, 1]; got {self.pruned_share}.")
+
+    def start(self, task: Task) -> Planner:
+        """Begin with a whole pass.
+
+        Args:
+            task: Sizes and randomness of the run.
+
+        Returns:
+            A planner at step 0.
+        """
+        return _PruningPlanner(self, task)
+
+
+class _PruningPlanner:
+    """Remembers the last loss of each example."""
+
+    def __init__(self, settings: LossPruning, task: Task) -> None:
+        self._settings = settings
+        self._task = task
+        self._losses = torch.full((task.num_examples,), torch.nan)  # nan: none yet
+        self._told: list[tuple[Tensor, Tensor]] = []  # not yet among them, to spare the device
+        self._was_told = False  # since this pass began
+        self._passes = 0
+
+    def observe(self, indices: Tensor, losses: Tensor) -> None:
+        self._told.append((indices, losses))
+
+    def next_region(self, examples: Examples, step: int) -> Region:
+        task, settings = self._task, self._settings
+        self._take_in()
+        last_step = None  # of pruning
+        if settings.num_steps is not None:
+            last_step = round(settings.pruned_share * settings.num_steps)
+        prunes = last_step is None or step < last_step
+        if prunes and self._passes and not self._was_told:
+            self._losses = _measure(examples, task.num_examples)
+        self._was_told = False
+        self._passes += 1
+
+        n, m = task.num_examples, task.batch_size
+        kept, weights = torch.randperm(n, generator=task.generator), torch.ones(n)
+        if prunes:
+            kept, weights = self._prune(kept)
+        used = kept
+        if task.drop_last and len(kept) >= m:
+            used = kept[: len(kept) - len(kept) % m]
+        batches = [MiniBatch(indices, weights[indices]) for indices in used.split(m)]
+        if prunes and last_step is not None:
+            batches = batches[: (last_step - step) * task.batches_per_step]
+        return Region(batches, record={"updated": len(kept) < n, "kept": len(kept)})
+
+    def _prune(self, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Leave out some of an order; give what is kept, and the weights of all n examples."""
+        settings, n = self._settings, len(order)
+        small = self._losses < self._losses.nanmean()  # nan is not
+        drawn = torch.rand(n, generator=self._task.generator)
+        kept = order[~(small & (drawn < settings.prune_probability))[order]]
+        weights = torch.where(small, 1 / (1 - settings.prune_probability), 1.0)
+        return kept, weights if settings.match_scale else weights * (len(kept) / n)
+
+    def _take_in(self) -> None:
+        if not self._told:
+            return
+        indices = torch.cat([some for some, _ in self._told])
+        losses = torch.cat([some for _, some in self._told]).float().cpu()
+        bad = ~losses.isfinite()
+        if bad.any():
+            raise ValueError(
+                f"observed losses must be finite; got {float(losses[bad][0])} for example "
+                f"{int(indices[bad][0])}. Lower lr or set a warmup."
+            )
+        self._losses[indices] = losses
+        self._told.clear()
+        self._was_told = True
+
+    def state_dict(self) -> dict[str, Any]:
+        self._take_in()
+        return {
+            "losses": self._losses.clone(),
+            "was_told": self._was_told,
+            "passes": self._passes,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._losses.copy_(state["losses"])
+        self._told.clear()
+        self._was_told = state["was_told"]
+        self._passes = state["passes"]
+
+
+def _measure(examples: Examples, num_examples: int) -> Tensor:
+    with examples.timed("check"):
+        everything = torch.arange(num_examples).split(_EXAMPLES_AT_ONCE)
+        return torch.cat([examples.fresh_losses(some) for some in everything])

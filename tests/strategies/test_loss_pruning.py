@@ -1,0 +1,284 @@
+"""Soft loss pruning: fewer examples in a pass, the gradient of all of them in expectation."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import crest
+from baselines import M, N, assert_resumes, make_task, make_trained_model
+from crest import LossPruning
+from crest.quadratic import flatten
+from toys import CRITERION, make_loader, make_model, make_tensors, train
+
+
+def make_losses():
+    """A quarter at 4, the rest at 0.1: the mean is 1.075."""
+    losses = torch.full((N,), 0.1)
+    losses[::4] = 4.0
+    return losses
+
+
+def pruned_pass(planner, losses, step=1):
+    """Indices and weights of the pass that follows one in which `losses` were observed."""
+    planner.observe(torch.arange(N), losses)
+    return in_one(planner.next_region(None, step))
+
+
+def in_one(region):
+    return (
+        torch.cat([batch.indices for batch in region.batches]),
+        torch.cat([batch.weights for batch in region.batches]),
+    )
+
+
+def started(**settings):
+    planner = LossPruning(**settings).start(make_task())
+    planner.next_region(None, 0)
+    return planner
+
+
+def observing(loader, model, *, epochs=1, lr=0.1, observe_every=1):
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    step = 0
+    for _ in range(epochs):
+        for inputs, targets, weights in loader:
+            losses = CRITERION(model(inputs), targets)
+            if step % observe_every == 0:
+                loader.observe(losses)
+            optimizer.zero_grad()
+            crest.weighted_mean(losses, weights).backward()
+            optimizer.step()
+            step += 1
+
+
+def test_the_first_pass_holds_every_example_once_with_weight_one():
+    indices, weights = in_one(LossPruning().start(make_task()).next_region(None, 0))
+    assert indices.sort().values.tolist() == list(range(N))
+    assert (weights == 1).all()
+
+
+@pytest.mark.parametrize("probability", [0.25, 0.5, 0.9])
+def test_small_losses_are_left_out_with_their_probability_and_large_ones_never(probability):
+    losses = make_losses()
+    small = int((losses < 1).sum())
+    planner, kept, passes = started(prune_probability=probability), 0, 50
+    for _ in range(passes):
+        indices, _ = pruned_pass(planner, losses)
+        assert len(indices.unique()) == len(indices)
+        assert torch.isin(torch.arange(0, N, 4), indices).all()
+        kept += len(indices) - (N - small)
+    draws = passes * small
+    error = (probability * (1 - probability) / draws) ** 0.5
+    assert abs(kept / draws - (1 - probability)) < 4 * error
+
+
+def test_weights_are_one_and_the_inverse_of_the_share_that_is_kept():
+    losses = make_losses()
+    indices, weights = pruned_pass(started(prune_probability=0.75, match_scale=True), losses)
+    assert set(weights[losses[indices] > 1].tolist()) == {1.0}
+    assert set(weights[losses[indices] < 1].tolist()) == {4.0}
+
+
+def test_scaled_weights_differ_by_one_factor_and_have_mean_one_over_many_passes():
+    losses, means = make_losses(), []
+    planner = started()
+    for _ in range(200):
+        indices, weights = pruned_pass(planner, losses)
+        ratio = weights / torch.where(losses[indices] < 1, 2.0, 1.0)
+        assert torch.allclose(ratio, torch.tensor(len(indices) / N))
+        means.append(float(weights.mean()))
+    means = torch.tensor(means)
+    assert abs(float(means.mean()) - 1) < 4 * float(means.std()) / len(means) ** 0.5
+
+
+def test_passes_are_unbiased_and_nearer_the_full_gradient_than_as_many_random_examples():
+    inputs, targets = make_tensors(N)
+    model = make_trained_model()
+
+    def gradient(rows, weights):
+        loss = crest.weighted_mean(CRITERION(model(inputs[rows]), targets[rows]), weights)
+        return flatten(torch.autograd.grad(loss, list(model.parameters())))
+
+    full = gradient(torch.arange(N), torch.ones(N))
+    losses = CRITERION(model(inputs), targets).detach()
+    planner = started()
+    passes = [pruned_pass(planner, losses) for _ in range(500)]
+    errors = torch.stack([gradient(*one) - full for one in passes])
+    random = torch.stack(
+        [
+            gradient(torch.randperm(N)[: len(rows)], torch.ones(len(rows))) - full
+            for rows, _ in passes
+        ]
+    )
+    assert sum(len(rows) for rows, _ in passes) < 0.75 * N * len(passes)
+    square = float(errors.square().sum(1).mean())
+    assert square < 0.5 * float(random.square().sum(1).mean())
+    # the mean of B unbiased errors has the B-th part of their squared size
+    assert float(errors.mean(0).square().sum()) < 2 * square / len(passes)
+    uniform = torch.stack([gradient(rows, torch.ones(len(rows))) - full for rows, _ in passes])
+    assert float(uniform.mean(0).square().sum()) > 20 * square / len(passes)  # weights matter
+
+
+def test_observed_losses_cost_nothing():
+    model = make_model()
+    loader = make_loader(LossPruning(), model=model, budget=1)
+    observing(loader, model, epochs=4)
+    assert loader.history.overhead == 0
+    assert loader.history.updates >= 3
+    assert all(record["kept"] < N for record in loader.history.records[1:])
+
+
+def test_a_loop_that_observes_nothing_pays_one_forward_pass_for_each_pruned_pass():
+    model = make_model()
+    loader = make_loader(LossPruning(), model=model, budget=1)
+    train(loader, model, epochs=4)
+    pruned = len(loader.history.records) - 1
+    assert pruned >= 3
+    assert loader.history.updates == pruned
+    assert loader.history.passes["check"]["forward"] == pruned * N
+    assert all(record["kept"] < N for record in loader.history.records[1:])
+
+
+def test_observed_and_measured_losses_prune_alike_where_nothing_moves():
+    kept = []
+    for loop in (observing, train):
+        model = make_trained_model()
+        loader = make_loader(LossPruning(), model=model, budget=1)
+        loop(loader, model, epochs=2, lr=0.0)
+        kept.append([record["kept"] for record in loader.history.records])
+    assert kept[0] == kept[1]
+
+
+def test_examples_whose_loss_was_never_observed_are_kept():
+    model = make_model()
+    loader = make_loader(
+        LossPruning(match_scale=True),
+        model=model,
+        budget=1,
+        attach=lambda _, weights, indices: (indices, weights),
+    )
+    seen = torch.zeros(N, dtype=torch.bool)
+    for step, (indices, _) in enumerate(loader):
+        if step % 2 == 0:
+            loader.observe(torch.where(indices % 2 == 0, 0.0, 5.0))
+            seen[indices] = True
+    indices, weights = map(torch.cat, zip(*loader, strict=True))
+    first = len(indices[: loader.history.records[1]["kept"]])
+    unseen = (~seen).nonzero().squeeze(1)
+    assert torch.isin(unseen, indices[:first]).all()
+    assert (weights[:first][~seen[indices[:first]]] == 1).all()
+    pruned = ~torch.isin(torch.arange(N), indices[:first])
+    assert pruned.any()
+    assert not (pruned & (torch.arange(N) % 2 == 1)).any()
+
+
+def test_passes_are_whole_again_for_the_last_part_of_the_run():
+    planner = started(num_steps=80, pruned_share=0.75)
+    planner.observe(torch.arange(N), make_losses())
+    before = planner.next_region(None, 25)
+    assert len(before.batches) < N / M
+    planner.observe(torch.arange(N), make_losses())
+    assert len(planner.next_region(None, 57).batches) == 3  # ends with step 60
+    indices, weights = in_one(planner.next_region(None, 60))
+    assert len(indices.unique()) == len(indices) == N
+    assert (weights == 1).all()
+
+
+def test_an_incomplete_last_batch_is_left_out_where_the_loader_does_so():
+    data = TensorDataset(*make_tensors(N))
+    for drop_last in (True, False):
+        model = make_model()
+        loader = crest.CoresetLoader(
+            DataLoader(data, batch_size=M, shuffle=True, drop_last=drop_last),
+            model,
+            loss_fn=CRITERION,
+            strategy=LossPruning(),
+            budget=1,
+        )
+        sizes = []
+        for _ in range(5):
+            for inputs, targets, _ in loader:
+                loader.observe(CRITERION(model(inputs), targets))
+                sizes.append(len(inputs))
+        assert (set(sizes) == {M}) is drop_last
+
+
+@pytest.mark.parametrize("observes", [True, False])
+def test_a_resumed_run_continues_bit_for_bit(observes):
+    stops = (1, 12, 25, 26, 40, 69)  # the first pass takes 25
+    assert_resumes(LossPruning(), stops=stops, batches=70, observes=observes)
+
+
+def test_text_in_dicts_works():
+    tokens = torch.randint(50, (80, 7), generator=torch.Generator().manual_seed(0))
+    data = [{"tokens": row, "label": row[0] % 6} for row in tokens]
+    model = nn.Sequential(nn.EmbeddingBag(50, 8), nn.Linear(8, 6))
+
+    def loss_fn(model, batch):
+        return CRITERION(model(batch["tokens"]), batch["label"])
+
+    loader = crest.CoresetLoader(
+        DataLoader(data, batch_size=8), model, loss_fn=loss_fn, strategy=LossPruning(), budget=1
+    )
+    for _ in range(3):
+        for batch in loader:
+            loader.observe(loss_fn(model, batch))
+    assert loader.history.updates >= 2
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [crest.Random(), crest.Full(), crest.Craig(subset_fraction=0.2), crest.Crest()],
+    ids=repr,
+)
+def test_other_strategies_ignore_what_is_observed(strategy):
+    found = []
+    for loop in (observing, train):
+        model = make_model()
+        loader = make_loader(
+            strategy, model=model, budget=0.2, attach=lambda batch, w, i: (*batch, w * i)
+        )
+        weighed = []
+        for inputs, targets, weighted_indices in loader:
+            if loop is observing:
+                loader.observe(CRITERION(model(inputs), targets))
+            weighed.append(weighted_indices)
+        found.append(torch.cat(weighed))
+    assert torch.equal(*found)
+
+
+def test_observing_before_the_first_batch_is_refused():
+    with pytest.raises(ValueError, match="observe needs a batch that was handed out; got none"):
+        make_loader(LossPruning()).observe(torch.ones(M))
+
+
+@pytest.mark.parametrize("losses", [torch.tensor(1.0), torch.ones(M - 1), torch.ones(M, 2)])
+def test_observed_losses_of_another_shape_are_refused(losses):
+    loader = make_loader(LossPruning())
+    next(iter(loader))
+    with pytest.raises(ValueError, match=r"one per example of the batch .* shape \(16,\); got"):
+        loader.observe(losses)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_observed_losses_that_are_not_finite_are_refused_with_their_example(bad):
+    planner = started()
+    losses = make_losses()
+    losses[7] = bad
+    with pytest.raises(ValueError, match=f"must be finite; got {bad} for example 7. Lower lr"):
+        pruned_pass(planner, losses)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prune_probability": 1.0}, r"prune_probability must be in \[0, 1\); got 1\.0"),
+        ({"prune_probability": -0.1}, r"prune_probability must be in \[0, 1\); got -0\.1"),
+        ({"num_steps": 0}, "num_steps must be >= 1 or None; got 0"),
+        ({"pruned_share": 1.5}, r"pruned_share must be in \[0, 1\]; got 1\.5"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        LossPruning(**settings)
