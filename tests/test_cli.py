@@ -73,6 +73,15 @@ def test_options_reach_strategy_and_settings(tmp_path):
     assert len(record["curve"]) == 1
 
 
+def test_every_baseline_runs_from_the_command_line(tmp_path):
+    names = "craig,grad_match,glister,adacore,loss_pruning,selective_backprop,sgd_dagger"
+    words = f"compare digits --network mlp --epochs 1 --seeds 0 --strategies {names} --out"
+    assert main([*words.split(), str(tmp_path)]) == 0
+    records = json.loads((tmp_path / "results.json").read_text())
+    assert [record["strategy"] for record in records] == names.split(",")
+    assert {record["steps"] for record in records} == {4}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

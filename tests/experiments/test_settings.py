@@ -5,8 +5,14 @@ import json
 import pytest
 
 import crest
+from baselines import make_task
 from crest.experiments.planning import DEFAULTS, plan_runs
-from crest.experiments.settings import STRATEGIES, RunSettings, build_strategy
+from crest.experiments.settings import (
+    STRATEGIES,
+    VALIDATION_FRACTION,
+    RunSettings,
+    build_strategy,
+)
 
 
 def make(strategy="random", **changes):
@@ -84,7 +90,45 @@ def test_runs_are_planned_seed_by_seed_with_defaults_of_the_data():
 def test_an_option_goes_to_the_strategies_that_have_it():
     plan = plan_runs("digits", list(STRATEGIES), [0], options={"coreset_multiplier": 2})
     options = {run.strategy: dict(run.strategy_options) for run in plan}
-    assert options == {"crest": {"coreset_multiplier": 2}, "greedy": {}, "random": {}, "full": {}}
+    assert options == {name: {} for name in STRATEGIES} | {"crest": {"coreset_multiplier": 2}}
+
+
+@pytest.mark.parametrize("strategy", ["craig", "grad_match", "glister", "adacore"])
+def test_subsets_follow_the_budget_unless_an_option_says_otherwise(strategy):
+    assert make(strategy, budget=0.2).make_strategy().subset_fraction == 0.2
+    record = make(strategy, budget=0.2).to_record("abc")
+    assert record["strategy_settings"]["subset_fraction"] == 0.2
+    chosen = make(strategy, budget=0.2, strategy_options={"subset_fraction": 0.3})
+    assert chosen.make_strategy().subset_fraction == 0.3
+    assert chosen.to_record("abc") != record
+
+
+def test_glister_looks_ahead_with_the_learning_rate_of_the_run_and_records_what_it_holds_out():
+    record = make("glister", lr=0.02).to_record("abc")
+    assert record["strategy_settings"]["lr"] == 0.02
+    assert record["strategy_settings"]["validation_fraction"] == VALIDATION_FRACTION
+    assert json.loads(json.dumps(record)) == record
+    assert make("glister", strategy_options={"lr": 0.5}).make_strategy().lr == 0.5
+
+
+def test_glister_cannot_start_on_nothing():
+    with pytest.raises(ValueError, match="must hold at least one example; got an empty one"):
+        make("glister").make_strategy().start(make_task())
+
+
+def test_loss_pruning_is_told_the_steps_of_the_run():
+    settings = make("loss_pruning")
+    assert settings.make_strategy(num_steps=70).num_steps == 70
+    assert "num_steps" not in settings.to_record("abc")["strategy_settings"]
+    chosen = make("loss_pruning", strategy_options={"num_steps": 50})
+    assert chosen.make_strategy(num_steps=70).num_steps == 50
+    assert chosen.to_record("abc")["strategy_settings"]["num_steps"] == 50
+
+
+def test_the_schedule_of_sgd_dagger_is_that_of_full_training():
+    assert make("sgd_dagger", budget=0.1, epochs=20).count_steps(390) == 780
+    assert make("sgd_dagger", budget=0.1, epochs=20).count_schedule_steps(390) == 7800
+    assert make("random", budget=0.1, epochs=20).count_schedule_steps(390) == 780
 
 
 def test_an_option_that_no_strategy_has_is_refused():

@@ -8,20 +8,46 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from crest.experiments.choices import check_choice
 from crest.experiments.datasets import DATASETS
 from crest.experiments.networks import NETWORKS
-from crest.strategies import Crest, Full, GreedyMiniBatch, Random, Strategy
+from crest.strategies import (
+    AdaCore,
+    Craig,
+    Crest,
+    Full,
+    Glister,
+    GradMatch,
+    GreedyMiniBatch,
+    LossPruning,
+    Random,
+    SelectiveBackprop,
+    Strategy,
+)
 
-__all__ = ["STRATEGIES", "RunSettings", "build_strategy"]
+__all__ = ["STRATEGIES", "VALIDATION_FRACTION", "RunSettings", "build_strategy"]
 
+# The schedule of "sgd_dagger" is that of full training, see `RunSettings.count_schedule_steps`.
 STRATEGIES: dict[str, type[Any]] = {
     "crest": Crest,
     "greedy": GreedyMiniBatch,
+    "craig": Craig,
+    "grad_match": GradMatch,
+    "glister": Glister,
+    "adacore": AdaCore,
+    "loss_pruning": LossPruning,
+    "selective_backprop": SelectiveBackprop,
     "random": Random,
+    "sgd_dagger": Random,
     "full": Full,
 }
+
+VALIDATION_FRACTION = 0.1  # of the train images; glister looks at these and trains on the others
+
+# Fields of a strategy that are those of the run, unless an option says otherwise.
+_FOLLOWED = {"subset_fraction": "budget", "lr": "lr"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +114,7 @@ class RunSettings:
                 raise ValueError(f"{name} must be {rule}; got {getattr(self, name)}.")
         if self.strategy == "full":
             object.__setattr__(self, "budget", 1.0)
-        build_strategy(self.strategy, self.strategy_options)
+        self.make_strategy()
 
     def count_steps(self, steps_per_epoch: int) -> int:
         """Compute N, the steps that the whole schedule is compressed into.
@@ -103,6 +129,39 @@ class RunSettings:
             return self.num_steps
         return max(int(self.budget * self.epochs * steps_per_epoch + 0.5), 1)
 
+    def count_schedule_steps(self, steps_per_epoch: int) -> int:
+        """Compute the steps that the learning-rate schedule spans.
+
+        Args:
+            steps_per_epoch: Of full training.
+
+        Returns:
+            N, but for `"sgd_dagger"` the full steps: its run stops before the schedule ends.
+        """
+        if self.strategy == "sgd_dagger":
+            return self.epochs * steps_per_epoch
+        return self.count_steps(steps_per_epoch)
+
+    def make_strategy(
+        self, *, validation_loader: DataLoader[Any] | None = None, num_steps: int | None = None
+    ) -> Strategy:
+        """Make the strategy of the run, which takes its budget and learning rate if it has such.
+
+        Args:
+            validation_loader: Held-out images for `"glister"`.
+            num_steps: N, once it is known, for `"loss_pruning"`.
+
+        Returns:
+            The strategy.
+        """
+        run = {field: getattr(self, name) for field, name in _FOLLOWED.items()}
+        run["num_steps"] = num_steps
+        known = {field.name for field in dataclasses.fields(STRATEGIES[self.strategy])}
+        options = {name: value for name, value in run.items() if name in known}
+        return build_strategy(
+            self.strategy, options | dict(self.strategy_options), validation_loader
+        )
+
     def to_record(self, fingerprint: str) -> dict[str, Any]:
         """List everything that makes two runs the same run.
 
@@ -110,12 +169,16 @@ class RunSettings:
             fingerprint: Of the data, `ImageData.fingerprint`.
 
         Returns:
-            Primitives, with every field of the strategy in place of `strategy_options`.
+            Primitives, with every field of the strategy in place of `strategy_options`; for
+            `"glister"` also the share of the train images that is held out.
         """
         record = dataclasses.asdict(self)
         del record["strategy_options"]
-        strategy = build_strategy(self.strategy, self.strategy_options)
-        fields = dataclasses.asdict(strategy)  # type: ignore[call-overload]
+        fields = dataclasses.asdict(self.make_strategy())  # type: ignore[call-overload]
+        if fields.get("num_steps", 0) is None:
+            del fields["num_steps"]  # N, which follows from the rest and the data
+        if self.strategy == "glister":
+            fields["validation_fraction"] = VALIDATION_FRACTION
         # As JSON gives it back: lists for tuples.
         record["strategy_settings"] = {
             name: list(value) if isinstance(value, tuple) else value
@@ -124,12 +187,16 @@ class RunSettings:
         return {**record, "data_fingerprint": fingerprint}
 
 
-def build_strategy(name: str, options: Mapping[str, Any]) -> Strategy:
+def build_strategy(
+    name: str, options: Mapping[str, Any], validation_loader: DataLoader[Any] | None = None
+) -> Strategy:
     """Make a strategy.
 
     Args:
         name: One of `STRATEGIES`.
         options: Fields that differ from the strategy's defaults.
+        validation_loader: Held-out images for `"glister"`. Without it, settings are checked but
+            the strategy cannot start.
 
     Returns:
         The strategy.
@@ -147,8 +214,12 @@ def build_strategy(name: str, options: Mapping[str, Any]) -> Strategy:
         if not known:
             raise ValueError(f"{name} must go without options, it has none; got {option!r}.")
         check_choice(f"option of {name}", option, known)
+    held_out = {}
+    if STRATEGIES[name] is Glister:
+        empty: DataLoader[Any] = DataLoader(TensorDataset(torch.empty(0)))
+        held_out["validation_loader"] = empty if validation_loader is None else validation_loader
     try:
-        strategy: Strategy = STRATEGIES[name](**options)
+        strategy: Strategy = STRATEGIES[name](**options, **held_out)
     except TypeError as error:  # a comparison of unlike types
         values = ", ".join(f"{option}={value!r}" for option, value in options.items())
         raise ValueError(f"options of {name} must have the right types; got {values}.") from error

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Subset
 
 import crest
 from crest.experiments.image_data import ImageData
 from crest.experiments.learning_rate import learning_rate_factor
 from crest.experiments.networks import build_network
-from crest.experiments.settings import RunSettings, build_strategy
+from crest.experiments.settings import VALIDATION_FRACTION, RunSettings
 from crest.experiments.views import ImageViews
 
 __all__ = ["count_steps", "train"]
@@ -57,19 +57,20 @@ def train(
         settings.network, data.in_channels, data.image_size, len(data.classes)
     ).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     views = ImageViews(data, device, augment=settings.augment)
-    _rehearse(settings, views, model)
+    _rehearse(settings, data, views, model)
 
     num_steps = count_steps(settings, data)
+    schedule_steps = settings.count_schedule_steps(_steps_per_epoch(settings, data))
     evaluate_at = {
         math.ceil(num_steps * part / settings.evaluations)
         for part in range(1, settings.evaluations)
     } - {num_steps}
     accuracy_of = _Evaluator(views, data, device)
     criterion = nn.CrossEntropyLoss(reduction="none")
-    loader = _make_loader(settings, views, model)
+    loader = _make_loader(settings, data, views, model)
     optimizer = _make_optimizer(settings, model)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, num_steps)
+        optimizer, lambda step: learning_rate_factor(step, schedule_steps)
     )
     curve: list[dict[str, float]] = []
     clock = _Clock(device)
@@ -77,6 +78,7 @@ def train(
     while step < num_steps:
         for inputs, targets, weights in loader:
             losses = criterion(model(inputs), targets.to(device))
+            loader.observe(losses)
             loss = crest.weighted_mean(losses, weights)
             optimizer.zero_grad()
             loss.backward()
@@ -135,18 +137,35 @@ def count_steps(settings: RunSettings, data: ImageData) -> int:
     Raises:
         ValueError: If a batch is larger than the data.
     """
+    return settings.count_steps(_steps_per_epoch(settings, data))
+
+
+def _steps_per_epoch(settings: RunSettings, data: ImageData) -> int:
     n = len(data.train_images)
     if settings.batch_size > n:
         raise ValueError(
             f"batch_size must be at most the number of train images, {n}; "
             f"got {settings.batch_size}."
         )
-    return settings.count_steps(n // settings.batch_size)
+    return n // settings.batch_size
 
 
-def _make_loader(settings: RunSettings, views: ImageViews, model: nn.Module) -> crest.CoresetLoader:
+def _make_loader(
+    settings: RunSettings, data: ImageData, views: ImageViews, model: nn.Module
+) -> crest.CoresetLoader:
+    dataset: Dataset[Any] = views
+    validation_loader = None
+    if settings.strategy == "glister":
+        n = len(views)
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(settings.seed)).tolist()
+        num_held_out = max(round(VALIDATION_FRACTION * n), 1)
+        clean = ImageViews(data, settings.device, augment=False)
+        validation_loader = DataLoader(
+            Subset(clean, order[:num_held_out]), batch_size=settings.batch_size
+        )
+        dataset = Subset(views, order[num_held_out:])
     train_loader = DataLoader(
-        views,
+        dataset,
         batch_size=settings.batch_size,
         shuffle=True,
         drop_last=True,  # every step of every strategy has m examples
@@ -156,7 +175,9 @@ def _make_loader(settings: RunSettings, views: ImageViews, model: nn.Module) -> 
         train_loader,
         model,
         loss_fn=nn.CrossEntropyLoss(reduction="none"),
-        strategy=build_strategy(settings.strategy, settings.strategy_options),
+        strategy=settings.make_strategy(
+            validation_loader=validation_loader, num_steps=count_steps(settings, data)
+        ),
         budget=settings.budget,
         seed=settings.seed,
     )
@@ -171,13 +192,13 @@ def _make_optimizer(settings: RunSettings, model: nn.Module) -> torch.optim.SGD:
     )
 
 
-def _rehearse(settings: RunSettings, views: ImageViews, model: nn.Module) -> None:
+def _rehearse(settings: RunSettings, data: ImageData, views: ImageViews, model: nn.Module) -> None:
     """Take one step on a copy, leaving model and random states as they are."""
     device = torch.device(settings.device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         actor = copy.deepcopy(model)
         optimizer = _make_optimizer(settings, actor)
-        for inputs, targets, weights in _make_loader(settings, views, actor):
+        for inputs, targets, weights in _make_loader(settings, data, views, actor):
             losses = nn.functional.cross_entropy(
                 actor(inputs), targets.to(device), reduction="none"
             )
