@@ -80,6 +80,13 @@ def test_verdict_at_equal_time(make_record):
     assert "Equal time: -4.50 ± 0.71 points over 2 seeds, crest is worse" in line
 
 
+def test_verdict_says_where_coresets_did_not_pay(make_record):
+    regions = [{"length": 2, "selected": True}, {"length": 8, "selected": False}]
+    records = [make_record("crest", history={"records": regions}), make_record("random")]
+    assert "crest took 80 % of its steps on random batches" in verdict(records)
+    assert "did not pay" not in verdict([make_record("crest"), make_record("random")])
+
+
 def test_verdict_needs_both(make_record):
     assert verdict([make_record("crest"), make_record("full")]) == ""
     assert verdict([]) == ""

@@ -5,6 +5,7 @@ from crest.report.progress import LineProgress as LineProgress
 from crest.report.progress import make_progress as make_progress
 from crest.report.summary import Summary as Summary
 from crest.report.summary import group as group
+from crest.report.summary import selected_share as selected_share
 from crest.report.summary import summarize as summarize
 from crest.report.summary import verdict as verdict
 from crest.report.table import format_table as format_table

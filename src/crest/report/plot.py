@@ -10,7 +10,7 @@ from typing import Any
 from crest.experiments.optional import require
 from crest.report.summary import group
 
-__all__ = ["plot_comparison"]
+__all__ = ["log_axis", "plot_comparison"]
 
 # Told apart by colour-blind readers, and by line style in grey print.
 _STYLES = {
@@ -42,8 +42,7 @@ def plot_comparison(records: Iterable[dict[str, Any]], path: str | Path) -> None
     for panel, key, label in zip(panels, ("step", "seconds"), ("steps", "seconds"), strict=True):
         for name, some in groups.items():
             _draw(panel, name, some, key)
-        panel.set_xscale("log")
-        panel.xaxis.set_major_formatter("{x:g}")
+        log_axis(panel)
         panel.set_xlabel(label)
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
@@ -55,6 +54,19 @@ def plot_comparison(records: Iterable[dict[str, Any]], path: str | Path) -> None
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(groups), frameon=False)
     figure.savefig(path, dpi=150)
+
+
+def log_axis(panel: Any) -> None:
+    """Give a panel a logarithmic x axis with plain numbers at 1, 2 and 5.
+
+    Args:
+        panel: Axes of matplotlib.
+    """
+    ticker = require("matplotlib.ticker", "the figure")
+    panel.set_xscale("log")
+    panel.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.xaxis.set_minor_formatter(ticker.NullFormatter())
 
 
 def _draw(panel: Any, name: str, records: Sequence[dict[str, Any]], key: str) -> None:

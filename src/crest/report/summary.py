@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Summary", "group", "summarize", "verdict"]
+__all__ = ["Summary", "group", "selected_share", "summarize", "verdict"]
 
 _EQUAL_TIME = "random, equal time"
 
@@ -85,7 +85,7 @@ def summarize(records: Iterable[dict[str, Any]]) -> list[Summary]:
 
 
 def verdict(records: Iterable[dict[str, Any]]) -> str:
-    """Say in one line what CREST gains over random batches, or does not.
+    """Say in a few words what CREST gains over random batches, or does not.
 
     A difference of paired seeds counts as clear only if its mean exceeds its standard deviation.
 
@@ -93,7 +93,7 @@ def verdict(records: Iterable[dict[str, Any]]) -> str:
         records: See `experiments.training.train`.
 
     Returns:
-        The line; empty if CREST or random batches are missing.
+        The words; empty if CREST or random batches are missing.
     """
     groups = group(records)
     crest, random = groups.get("crest", []), groups.get("random", [])
@@ -108,7 +108,27 @@ def verdict(records: Iterable[dict[str, Any]]) -> str:
             f"Equal time: not measured; crest took {factor:.1f} times the seconds of random "
             "(--time-matched adds that row)."
         )
+    share = statistics.fmean(map(selected_share, crest))
+    if share < 0.995:
+        parts.append(
+            f"Coresets did not pay: crest took {100 * (1 - share):.0f} % of its steps on random "
+            "batches (--option switch_off=False keeps it selecting)."
+        )
     return " ".join(parts)
+
+
+def selected_share(record: dict[str, Any]) -> float:
+    """Compute the share of the steps that were planned on coresets.
+
+    Args:
+        record: Of a run, see `experiments.training.train`.
+
+    Returns:
+        In [0, 1]; 0 for random batches.
+    """
+    regions = record["history"]["records"]
+    selected = sum(region["length"] for region in regions if region.get("selected"))
+    return selected / max(sum(region["length"] for region in regions), 1)
 
 
 def _difference(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> str:

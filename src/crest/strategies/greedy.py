@@ -64,6 +64,7 @@ class _GreedyPlanner:
         )
         record = {
             "updated": True,
+            "selected": True,
             "selected_loss": float(selection.losses.mean()),
             "gradient_error": selection.gradient_error,
         }
