@@ -372,6 +372,8 @@ def test_without_curvature_the_check_interval_is_h():
     loader = make_loader(strategy, model=model)
     train(loader, model, epochs=6)
     assert [record["check_interval"] for record in loader.history.records[:4]] == [1, 3, 3, 3]
+    # and where nothing is checked either, nothing is modelled
+    assert loader.history.passes["quadratic"]["forward"] == 0
 
 
 def test_selection_that_does_not_pay_gives_way_to_random_batches_and_is_tried_again():

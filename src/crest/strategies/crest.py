@@ -58,7 +58,8 @@ class Crest:
         error_threshold: tau >= 0, largest relative error of the quadratic model that keeps the
             coresets. The paper takes 0.05 for CIFAR-10 and SNLI, 0.01 for CIFAR-100 and 0.005 for
             TinyImageNet. `"auto"`: the mean error after each of the first five regions, as the
-            paper tells how it chose. 0 picks anew after every region and checks nothing.
+            paper tells how it chose. 0 picks anew after every region and checks nothing; together
+            with `curvature="none"` no quadratic model is made at all.
         paired_check: Whether L^r is measured on the same views before and after, some of the
             round's own candidates, so that rho does not contain the sampling noise of two subsets
             (about 4.5 % for r = 500, enough to trip tau = 0.05). Those that were also trained on
@@ -330,13 +331,11 @@ class _CrestPlanner:
         before = examples.passes_beside_training
         with examples.timed("quadratic"):
             self._model = self._fit_quadratic(examples, loss)
-            self._anchor = self._parameters(examples)
-            curvature_norm = self._curvature_norm(self._model)
-            self._schedule.observe(curvature_norm)
+            self._schedule.observe(self._curvature_norm(self._model))
         self._model_passes = examples.passes_beside_training - before
         weights = torch.stack([batch.weights for batch in self._coresets])
         return record | {
-            "curvature_norm": curvature_norm,
+            "curvature_norm": self._curvature_norm(self._model),
             "effective_batch": float(weights.sum(1).square().div(weights.square().sum(1)).mean()),
         }
 
@@ -368,6 +367,9 @@ class _CrestPlanner:
 
     def _fit_quadratic(self, examples: Examples, loss: float) -> QuadraticModel:
         """Smooth gradient and Hessian diagonal of the coresets, Eq. (6) to (9)."""
+        if self._settings.curvature == "none" and self._settings.error_threshold == 0:
+            return QuadraticModel(loss, torch.empty(0), torch.empty(0))  # nobody will ask it
+        self._anchor = self._parameters(examples)
         parameters = examples.parameters(self._scope)
         num_probes = 0 if self._settings.curvature == "none" else self._settings.num_probes
         probes = rademacher_probes(parameters, num_probes, self._task.generator)
