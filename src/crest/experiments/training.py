@@ -24,7 +24,7 @@ from crest.experiments.views import ImageViews
 
 __all__ = ["count_steps", "train"]
 
-_EVALUATION_BATCH = 1000  # test images in one forward pass
+_EVALUATION_BATCH = 250  # test images in one forward pass; more do not fit a cache
 
 
 def train(
