@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from crest.pool import Pool
+from crest.pool import Deck, Pool
 
 
 def generator(seed=0):
@@ -83,3 +83,26 @@ def test_state_holds_the_mask():
     pool.exclude(torch.tensor([2]), torch.zeros(1), unknown(4))
     other.load_state_dict(pool.state_dict())
     assert torch.equal(pool.active, other.active)
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 10])
+def test_a_deck_draws_every_row_before_any_twice_and_none_twice_at_once(size):
+    deck = Deck(10, torch.Generator().manual_seed(0))
+    draws = [deck.draw(size) for _ in range(10)]
+    assert all(len(drawn.unique()) == size for drawn in draws)
+    for one_pass in torch.cat(draws).split(10):
+        assert one_pass.sort().values.tolist() == list(range(10))
+
+
+def test_a_deck_is_shuffled_and_resumes():
+    generator = torch.Generator().manual_seed(0)
+    deck = Deck(100, generator)
+    deck.draw(30)
+    state = deck.state_dict(), generator.get_state()
+    rest = [deck.draw(40) for _ in range(3)]
+    assert rest[0].tolist() != rest[0].sort().values.tolist()
+    generator = torch.Generator()
+    other = Deck(100, generator)
+    other.load_state_dict(state[0])
+    generator.set_state(state[1])
+    assert all(torch.equal(other.draw(40), drawn) for drawn in rest)

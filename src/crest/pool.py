@@ -1,4 +1,4 @@
-"""The examples in play, V, and random subsets of them, V_p."""
+"""The examples in play, V, random subsets of them, V_p, and passes in random order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Pool"]
+__all__ = ["Deck", "Pool"]
 
 
 class Pool:
@@ -97,6 +97,44 @@ class Pool:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
         self.active.copy_(state["active"])
+
+
+class Deck:
+    """Rows in random order: none is drawn twice before all were, nor twice at once.
+
+    Args:
+        num_rows: n.
+        generator: CPU generator, the only source of randomness.
+    """
+
+    def __init__(self, num_rows: int, generator: torch.Generator) -> None:
+        self._num_rows = num_rows
+        self._generator = generator
+        self._rest = torch.empty(0, dtype=torch.int64)
+
+    def draw(self, size: int) -> Tensor:
+        """Draw the next rows, shuffling anew where a pass ends.
+
+        Args:
+            size: How many, at most n.
+
+        Returns:
+            Distinct rows, int64, shape (size,).
+        """
+        if len(self._rest) < size:
+            shuffled = torch.randperm(self._num_rows, generator=self._generator)
+            left = torch.isin(shuffled, self._rest)
+            self._rest = torch.cat([self._rest, shuffled[~left], shuffled[left]])
+        drawn, self._rest = self._rest[:size], self._rest[size:]
+        return drawn
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows that are left of the pass."""
+        return {"rest": self._rest.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self._rest = state["rest"].clone()
 
 
 def _first_in_proportion(labels: Tensor, size: int) -> Tensor:

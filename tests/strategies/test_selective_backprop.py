@@ -1,7 +1,10 @@
 """Selective back-propagation: unbiased, and closer to the full gradient than random batches."""
 
+import contextlib
+
 import pytest
 import torch
+from torch import nn
 
 import crest
 from baselines import M, N, assert_resumes, make_task, make_trained_model, planned
@@ -98,10 +101,46 @@ def test_a_step_costs_one_forward_pass_of_its_candidates(accumulation):
         SelectiveBackprop(num_candidates=40), model=model, accumulation_steps=accumulation
     )
     train(loader, model, lr=0.0)
-    counted = loader.history.passes["features"]["forward"]
+    counted = loader.history.passes["check"]["forward"]
     drawn = 40 * len(loader)
     assert counted == drawn if accumulation == 1 else drawn / 2 < counted <= drawn
     assert loader.history.updates == len(loader) / accumulation
+
+
+@pytest.mark.parametrize("candidates", [40, 48], ids="r={}".format)
+def test_candidates_cover_the_data_before_any_comes_back(candidates):
+    planner = SelectiveBackprop(num_candidates=candidates).start(make_task())
+    seen = []
+
+    class Recording:
+        def timed(self, component):
+            return contextlib.nullcontext()
+
+        def hold(self, indices):
+            seen.append(indices)
+
+        def held_losses(self, indices):
+            return torch.ones(len(indices))
+
+        def release(self, keep):
+            pass
+
+    for step in range(-(-N // candidates)):
+        planner.next_region(Recording(), step)
+    assert torch.cat(seen).unique().tolist() == list(range(N))
+
+
+def test_a_model_without_a_linear_layer_will_do():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(5))
+
+        def forward(self, inputs):
+            return inputs[:, :5] * self.scale
+
+    for indices, _ in planned(SelectiveBackprop(), Scaled()):
+        assert len(indices.unique()) == M
 
 
 def test_a_resumed_run_continues_bit_for_bit():

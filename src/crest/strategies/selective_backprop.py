@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crest.pool import Pool
+from crest.pool import Deck
 from crest.strategies.protocol import Examples, MiniBatch, Planner, Region, Task
 
 __all__ = ["SelectiveBackprop"]
@@ -18,11 +18,11 @@ __all__ = ["SelectiveBackprop"]
 class SelectiveBackprop:
     """Keep m of r random candidates, each with a probability that grows with its loss.
 
-    One forward pass over r candidates at each step. With the probability pi_i that candidate i is
-    kept, its weight is m / (r pi_i): the weighted mean gradient of the batch is unbiased, and
-    weights have mean 1 over many batches. Jiang et al. (Accelerating deep learning by focusing on
-    the biggest losers, 2019) keep a random number of examples and no weights, which minimises
-    another loss.
+    Candidates come in shuffled passes over the data, and each is passed forward once. With the
+    probability pi_i that candidate i is kept, its weight is m / (r pi_i): the weighted mean
+    gradient of the batch is unbiased, and weights have mean 1 over many batches. Jiang et al.
+    (Accelerating deep learning by focusing on the biggest losers, 2019) keep a random number of
+    examples and no weights, which minimises another loss.
 
     Args:
         num_candidates: r, in [m, n]. None: three mini-batches, or n if that is less.
@@ -78,15 +78,17 @@ class _SelectivePlanner:
         self._settings = settings
         self._task = task
         self._num_candidates = num_candidates
-        self._pool = Pool(task.num_examples)
+        self._deck = Deck(task.num_examples, task.generator)
 
     def next_region(self, examples: Examples, step: int) -> Region:
         task = self._task
-        candidates = self._pool.draw(task.batches_per_step, self._num_candidates, task.generator)
+        candidates = torch.stack(
+            [self._deck.draw(self._num_candidates) for _ in range(task.batches_per_step)]
+        )
         distinct, rows = torch.unique(candidates, return_inverse=True)
-        with examples.timed("features"):
+        with examples.timed("check"):
             examples.hold(distinct)
-            losses = examples.last_layer_gradients(distinct).losses.cpu()[rows]
+            losses = examples.held_losses(distinct)[rows]
         with examples.timed("select"):
             batches = [
                 self._keep(*candidates_and_losses)
@@ -106,10 +108,10 @@ class _SelectivePlanner:
         return MiniBatch(candidates[kept], (m / r / probabilities[kept]).float())
 
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        return {"deck": self._deck.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+        self._deck.load_state_dict(state["deck"])
 
 
 def inclusion_probabilities(

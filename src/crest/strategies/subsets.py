@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from crest.observer import LastLayerGradients
+from crest.pool import Deck
 from crest.strategies.protocol import Examples, MiniBatch, Region, Task
 
 __all__ = ["Pick", "Share", "SubsetPlanner", "SubsetSettings"]
@@ -157,17 +158,9 @@ class SubsetPlanner:
 
     def _rows_of_batches(self) -> list[Tensor]:
         """Draw the mini-batches: no row twice before all were used, nor within a batch."""
-        m, generator = self._task.batch_size, self._task.generator
-        deck = torch.empty(0, dtype=torch.int64)
-        batches = []
-        for _ in range(self._num_steps() * self._task.batches_per_step):
-            if len(deck) < m:
-                shuffled = torch.randperm(self._size, generator=generator)
-                left = torch.isin(shuffled, deck)
-                deck = torch.cat([deck, shuffled[~left], shuffled[left]])
-            batches.append(deck[:m])
-            deck = deck[m:]
-        return batches
+        deck = Deck(self._size, self._task.generator)
+        num_batches = self._num_steps() * self._task.batches_per_step
+        return [deck.draw(self._task.batch_size) for _ in range(num_batches)]
 
     def _num_steps(self) -> int:
         settings, task = self._settings, self._task
