@@ -87,17 +87,18 @@ def test_other_pixels_are_trained_anew(data, tmp_path):
     assert log.begun == [("random", 0)] * 2
 
 
-def test_equal_time_stretches_random_to_the_seconds_of_crest(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("matched", ["crest", "crest_paper"])
+def test_equal_time_stretches_random_to_the_seconds_of_crest(data, tmp_path, monkeypatch, matched):
     train = comparison.train
 
     def timed(settings, *arguments, **options):
         record = train(settings, *arguments, **options)
-        seconds = {"crest": 3.0 + settings.seed, "random": 1.0}[settings.strategy]
+        seconds = {matched: 3.0 + settings.seed, "random": 1.0}[settings.strategy]
         return {**record, "seconds": seconds}
 
     monkeypatch.setattr(comparison, "train", timed)
     results = Results(tmp_path / "results.json")
-    plan = make_plan(["crest", "random"])
+    plan = make_plan([matched, "random"])
     records = compare(plan, data, results, Log(), time_matched=True)
     equal = [record for record in records if record["equal_time"]]
     assert [(record["seed"], record["steps"]) for record in equal] == [(0, 33), (1, 44)]
@@ -109,5 +110,5 @@ def test_equal_time_stretches_random_to_the_seconds_of_crest(data, tmp_path, mon
 
 
 def test_equal_time_needs_both_strategies(data, tmp_path):
-    with pytest.raises(ValueError, match="the plan lacks random"):
+    with pytest.raises(ValueError, match="crest_paper; the plan has crest"):
         compare(make_plan(["crest"]), data, Results(tmp_path / "r.json"), Log(), time_matched=True)

@@ -90,7 +90,13 @@ def test_runs_are_planned_seed_by_seed_with_defaults_of_the_data():
 def test_an_option_goes_to_the_strategies_that_have_it():
     plan = plan_runs("digits", list(STRATEGIES), [0], options={"coreset_multiplier": 2})
     options = {run.strategy: dict(run.strategy_options) for run in plan}
-    assert options == {name: {} for name in STRATEGIES} | {"crest": {"coreset_multiplier": 2}}
+    given = {"coreset_multiplier": 2}
+    assert options == {name: {} for name in STRATEGIES} | {"crest": given, "crest_paper": given}
+
+
+def test_crest_paper_is_crest_with_the_settings_of_the_paper():
+    assert build_strategy("crest_paper", {}) == crest.Crest.paper()
+    assert build_strategy("crest_paper", {"features": "weight"}).features == "weight"
 
 
 @pytest.mark.parametrize("strategy", ["craig", "grad_match", "glister", "adacore"])

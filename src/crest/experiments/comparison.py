@@ -13,6 +13,8 @@ from crest.experiments.training import count_steps, train
 
 __all__ = ["Progress", "compare"]
 
+_MATCHED = {"crest", "crest_paper"}
+
 
 class Progress(Protocol):
     """Is told how far a comparison is."""
@@ -50,7 +52,8 @@ def compare(
         results: Takes each record as soon as its run is finished.
         progress: Is told how far it is.
         time_matched: Add, for each seed, a run of random batches whose schedule is stretched to
-            the steps that random batches take in the seconds that CREST took.
+            the steps that random batches take in the seconds that CREST took (the first of
+            `"crest"` and `"crest_paper"` in the plan).
 
     Returns:
         The records of the plan, then those of equal time.
@@ -59,11 +62,11 @@ def compare(
         ValueError: If `time_matched` and the plan lacks a strategy it needs.
     """
     if time_matched:
-        missing = {"crest", "random"} - {settings.strategy for settings in plan}
-        if missing:
+        planned = {settings.strategy for settings in plan}
+        if "random" not in planned or not planned & _MATCHED:
             raise ValueError(
-                "equal time needs the strategies crest and random; the plan lacks "
-                f"{' and '.join(sorted(missing))}."
+                "equal time needs the strategies random and crest or crest_paper; "
+                f"the plan has {', '.join(sorted(planned))}."
             )
     settings_of_records = _run_all(plan, data, results, progress)
     if time_matched:
@@ -102,10 +105,11 @@ def _plan_equal_time(
         record = results.find(settings.to_record(data.fingerprint))
         assert record is not None
         found[settings.strategy, settings.seed] = record
+    matched = next(settings.strategy for settings in plan if settings.strategy in _MATCHED)
     equal_time = []
     for settings in plan:
         if settings.strategy == "random":
-            crest, random = found["crest", settings.seed], found["random", settings.seed]
+            crest, random = found[matched, settings.seed], found["random", settings.seed]
             steps = round(random["steps"] * crest["seconds"] / random["seconds"])
             equal_time.append(dataclasses.replace(settings, num_steps=max(steps, 1)))
     return equal_time

@@ -32,6 +32,7 @@ __all__ = ["STRATEGIES", "VALIDATION_FRACTION", "RunSettings", "build_strategy"]
 # The schedule of "sgd_dagger" is that of full training, see `RunSettings.count_schedule_steps`.
 STRATEGIES: dict[str, type[Any]] = {
     "crest": Crest,
+    "crest_paper": Crest,
     "greedy": GreedyMiniBatch,
     "craig": Craig,
     "grad_match": GradMatch,
@@ -219,7 +220,8 @@ def build_strategy(
         empty: DataLoader[Any] = DataLoader(TensorDataset(torch.empty(0)))
         held_out["validation_loader"] = empty if validation_loader is None else validation_loader
     try:
-        strategy: Strategy = STRATEGIES[name](**options, **held_out)
+        make = Crest.paper if name == "crest_paper" else STRATEGIES[name]
+        strategy: Strategy = make(**options, **held_out)
     except TypeError as error:  # a comparison of unlike types
         values = ", ".join(f"{option}={value!r}" for option, value in options.items())
         raise ValueError(f"options of {name} must have the right types; got {values}.") from error

@@ -15,6 +15,7 @@ __all__ = ["log_axis", "plot_comparison"]
 # Told apart by colour-blind readers, and by line style in grey print.
 _STYLES = {
     "crest": ("#d55e00", "-"),
+    "crest_paper": ("#e69f00", "-"),
     "greedy": ("#009e73", "-."),
     "random": ("#0072b2", "--"),
     "random, equal time": ("#56b4e9", ":"),

@@ -9,6 +9,7 @@ from typing import Any
 
 __all__ = ["Summary", "group", "selected_share", "summarize", "verdict"]
 
+_CREST = ("crest", "crest_paper")
 _EQUAL_TIME = "random, equal time"
 
 
@@ -96,19 +97,24 @@ def verdict(records: Iterable[dict[str, Any]]) -> str:
         The words; empty if CREST or random batches are missing.
     """
     groups = group(records)
-    crest, random = groups.get("crest", []), groups.get("random", [])
-    if not crest or not random:
+    random = groups.get("random", [])
+    ours = [name for name in groups if name in _CREST]
+    if not ours or not random:
         return ""
-    parts = [f"Equal steps: crest minus random is {_difference(crest, random)}."]
+    parts = [
+        f"Equal steps: {name} minus random is {_difference(name, groups[name], random)}."
+        for name in ours
+    ]
+    name, crest = ours[0], groups[ours[0]]
     if _EQUAL_TIME in groups:
-        parts.append(f"Equal time: {_difference(crest, groups[_EQUAL_TIME])}.")
+        parts.append(f"Equal time: {_difference(name, crest, groups[_EQUAL_TIME])}.")
     else:
         factor = _mean(crest, "seconds") / _mean(random, "seconds")
         parts.append(
-            f"Equal time: not measured; crest took {factor:.1f} times the seconds of random "
+            f"Equal time: not measured; {name} took {factor:.1f} times the seconds of random "
             "(--time-matched adds that row)."
         )
-    share = statistics.fmean(map(selected_share, crest))
+    share = statistics.fmean(map(selected_share, groups["crest"])) if "crest" in groups else 1.0
     if share < 0.995:
         parts.append(
             f"Coresets did not pay: crest took {100 * (1 - share):.0f} % of its steps on random "
@@ -127,11 +133,11 @@ def selected_share(record: dict[str, Any]) -> float:
         In [0, 1]; 0 for random batches.
     """
     regions = record["history"]["records"]
-    selected = sum(region["length"] for region in regions if region.get("selected"))
+    selected: int = sum(region["length"] for region in regions if region.get("selected"))
     return selected / max(sum(region["length"] for region in regions), 1)
 
 
-def _difference(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> str:
+def _difference(name: str, one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> str:
     """Describe the accuracy of `one` minus that of `other`, seed by seed, in points."""
     by_seed = {record["seed"]: record["accuracy"] for record in other}
     points = [
@@ -147,7 +153,7 @@ def _difference(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) 
     spread = statistics.stdev(points)
     verdict = "no clear difference"
     if abs(mean) > spread:
-        verdict = "crest is better" if mean > 0 else "crest is worse"
+        verdict = f"{name} is better" if mean > 0 else f"{name} is worse"
     return f"{mean:+.2f} ± {spread:.2f} points over {len(points)} seeds, {verdict}"
 
 
