@@ -133,8 +133,9 @@ def selected_share(record: dict[str, Any]) -> float:
         In [0, 1]; 0 for random batches.
     """
     regions = record["history"]["records"]
+    steps: int = sum(region["length"] for region in regions)
     selected: int = sum(region["length"] for region in regions if region.get("selected"))
-    return selected / max(sum(region["length"] for region in regions), 1)
+    return selected / steps if steps else 0.0
 
 
 def _difference(name: str, one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> str:
