@@ -6,7 +6,7 @@ up to date instead of computed anew: where row i comes closer, from `old` to `ne
     gain[c] -= max(old - max(D[i, c], new), 0)
 
 A row comes closer about ln(m) times in all, so that all picks cost some 5 r^2 instead of m r^2.
-Distances lie on a grid (see `facility_location.on_grid`), which makes sums in float64 exact: no
+Distances lie on a grid (see `grid.on_grid`), which makes sums in float64 exact: no
 drift, and the order of summation is free.
 
 Kernels release the GIL and share the work out to plain Python threads. Threads of numba itself
@@ -77,10 +77,10 @@ def _kernel(signature: str) -> Callable[[Callable[..., Any]], Callable[[Any], Ca
 def _row_distances(columns: Array, row: int, start: int, out: Array) -> None:
     """Write one row's distances to the examples from `start` on.
 
-    `columns` are the features, transposed, (d', r), with zeros up to a multiple of four.
+    `columns` are the features, transposed, (d', r), with zeros up to an even number.
     """
     n = len(out)
-    for k in range(0, len(columns), 4):
+    for k in range(0, len(columns) - 3, 4):
         f0, f1 = columns[k, start : start + n], columns[k + 1, start : start + n]
         f2, f3 = columns[k + 2, start : start + n], columns[k + 3, start : start + n]
         x0, x1, x2, x3 = (
@@ -97,8 +97,20 @@ def _row_distances(columns: Array, row: int, start: int, out: Array) -> None:
             for c in range(n):
                 d0, d1, d2, d3 = f0[c] - x0, f1[c] - x1, f2[c] - x2, f3[c] - x3
                 out[c] = (((out[c] + d0 * d0) + d1 * d1) + d2 * d2) + d3 * d3
-    for c in range(n):
-        out[c] = np.sqrt(out[c])
+    k = len(columns) - 2
+    f0, f1 = columns[k, start : start + n], columns[k + 1, start : start + n]
+    x0, x1 = columns[k, row], columns[k + 1, row]
+    if k == 0:
+        for c in range(n):
+            d0, d1 = f0[c] - x0, f1[c] - x1
+            out[c] = np.sqrt(d0 * d0 + d1 * d1)
+    elif k % 4 == 0:
+        for c in range(n):
+            d0, d1 = f0[c] - x0, f1[c] - x1
+            out[c] = np.sqrt((out[c] + d0 * d0) + d1 * d1)
+    else:
+        for c in range(n):
+            out[c] = np.sqrt(out[c])
 
 
 @_inline
@@ -111,62 +123,101 @@ def _largest(bits: Array) -> Any:
 
 
 @_inline
-def _lower(gains: Array, rows: tuple[Array, ...], olds: Array, news: Array) -> None:
-    """Take from all gains what four rows, which come closer, no longer offer."""
-    row0, row1, row2, row3 = rows
-    old0, old1, old2, old3 = olds[0], olds[1], olds[2], olds[3]
-    new0, new1, new2, new3 = news[0], news[1], news[2], news[3]
-    # old - max(D, new), or 0 where D is larger than old, is old - t with t = D in [new, old].
-    all_old = (np.float64(old0) + old1) + (np.float64(old2) + old3)
+def _clamp(row: Array, new: float, old: float, out: Array) -> None:
+    """Write what is left to a row that comes closer, from `old` to `new`, with each candidate."""
+    for c in range(len(row)):
+        out[c] = min(max(row[c], new), old)
+
+
+@_inline
+def _lower(gains: Array, olds: Array, left: tuple[Array, ...]) -> None:
+    """Take from all gains what four rows that come closer no longer offer.
+
+    A row offered old - D where that is positive, and offers new - D: what is lost is old - t with
+    t = D in [new, old], which `_clamp` has written. In a loop of its own, it fills whole vectors.
+    """
+    t0, t1, t2, t3 = left
+    all_old = (np.float64(olds[0]) + olds[1]) + (np.float64(olds[2]) + olds[3])
     for c in range(len(gains)):
-        t0 = np.float64(min(max(row0[c], new0), old0))
-        t1 = np.float64(min(max(row1[c], new1), old1))
-        t2 = np.float64(min(max(row2[c], new2), old2))
-        t3 = np.float64(min(max(row3[c], new3), old3))
-        gains[c] -= all_old - ((t0 + t1) + (t2 + t3))
+        gains[c] -= all_old - ((np.float64(t0[c]) + t1[c]) + (np.float64(t2[c]) + t3[c]))
+
+
+@_inline
+def _lower_by_one(gains: Array, row: Array, new: float, old: float) -> None:
+    for c in range(len(gains)):
+        gains[c] -= np.float64(old) - min(max(row[c], new), old)
+
+
+@_inline
+def _take_in(rows: Array, bits: Array, gains: Array) -> tuple[Any, Any]:
+    """Count what a few rows are away from each candidate, and find their extremes.
+
+    Returns:
+        Bits of the largest value; and of the least that is not zero, minus one.
+    """
+    one = bits.dtype.type(1)
+    most, least = bits[0, 0], bits.dtype.type(bits[0, 0] - one)  # zero becomes the largest
+    for i in range(0, len(rows), 4):
+        few = bits[i : i + 4].ravel()  # first in one go, as memory is read best
+        for c in range(len(few)):
+            most = max(most, few[c])
+            least = min(least, bits.dtype.type(few[c] - one))
+        if i + 4 <= len(rows):
+            row0, row1, row2, row3 = rows[i], rows[i + 1], rows[i + 2], rows[i + 3]
+            for c in range(len(gains)):
+                v0, v1 = np.float64(row0[c]), np.float64(row1[c])
+                v2, v3 = np.float64(row2[c]), np.float64(row3[c])
+                gains[c] -= (v0 + v1) + (v2 + v3)
+        else:
+            for row in rows[i:]:
+                for c in range(len(gains)):
+                    gains[c] -= row[c]
+    return most, least
+
+
+@_inline
+def _weigh_and_round(values: Array, weight: float, grid: float) -> None:
+    for c in range(len(values)):
+        v = weight * values[c]
+        rounded = (v + grid) - grid
+        values[c] = rounded if v < grid else v
+
+
+@_inline
+def _bring_to_grid(rows: Array, weights: Array, grid: float, gains: Array) -> None:
+    """Weigh distances and round them to the grid, and count anew what they are away."""
+    gains[:] = 0
+    for i in range(len(rows)):
+        row = rows[i]
+        _weigh_and_round(row, weights[i] if len(weights) > 0 else row.dtype.type(1), grid)
+        for c in range(len(row)):
+            gains[c] -= row[c]
 
 
 @_inline
 def _greedy(
-    source: Array,
-    distances: Array,
-    in_place: bool,
-    exponent: int,
-    grid: float,
-    weights: Array,
-    picks: Array,
-    sizes: Array,
+    distances: Array, gains: Array, weighted: bool, exponent: int, picks: Array, sizes: Array
 ) -> None:
-    """Pick from one subset; `distances` become those of `source`, weighted and on the grid."""
+    """Pick from one subset, whose distances are on the grid; `gains` hold minus their sums."""
     r = len(distances)
-    weighted = len(weights) > 0
     empty = distances.dtype.type(2.0**exponent)  # stands for C of Eq. (5), which is less
-    gains = np.full(r, r * np.float64(empty))
-    for i in range(r):
-        given, row = source[i], distances[i]
-        weight = weights[i] if weighted else row.dtype.type(1)
-        if in_place:  # said twice: vectors need to know whether two rows are one
-            for c in range(r):
-                v = weight * row[c]
-                rounded = (v + grid) - grid
-                v = rounded if v < grid else v
-                row[c] = v
-                gains[c] -= v
-        else:
-            for c in range(r):
-                v = weight * given[c]
-                rounded = (v + grid) - grid
-                v = rounded if v < grid else v
-                row[c] = v
-                gains[c] -= v
-
+    gains += r * np.float64(empty)
     gain_bits = gains.view(np.int64)
     nearest = np.full(r, empty)
     owner = np.zeros(r, np.int64)
     column = np.empty(r, distances.dtype)
-    closer = np.empty(r + 3, np.int64)
-    olds = np.empty(r + 3, distances.dtype)
-    news = np.empty(r + 3, distances.dtype)
+    is_closer = np.zeros(-(-r // 8) * 8, np.uint8)
+    words = is_closer.view(np.uint64)
+    closer = np.empty(r, np.int64)
+    olds = np.empty(r, distances.dtype)
+    news = np.empty(r, distances.dtype)
+    # One array per row: slices of a matrix would lose the unit stride that vectors need.
+    left = (
+        np.empty(r, distances.dtype),
+        np.empty(r, distances.dtype),
+        np.empty(r, distances.dtype),
+        np.empty(r, distances.dtype),
+    )
     for step in range(len(picks)):
         most = _largest(gain_bits)
         pick = 0
@@ -179,24 +230,25 @@ def _greedy(
             to_pick = column
         else:
             to_pick = distances[pick]
-        count = 0
         for i in range(r):
-            if to_pick[i] < nearest[i]:
-                closer[count], olds[count], news[count] = i, nearest[i], to_pick[i]
-                nearest[i] = to_pick[i]
-                owner[i] = step
-                count += 1
+            is_closer[i] = to_pick[i] < nearest[i]
+        count = 0
+        for word in range(len(words)):
+            if words[word] == 0:  # as most are
+                continue
+            for i in range(8 * word, min(8 * word + 8, r)):
+                if is_closer[i]:
+                    closer[count], olds[count], news[count] = i, nearest[i], to_pick[i]
+                    nearest[i] = to_pick[i]
+                    owner[i] = step
+                    count += 1
         owner[pick] = step  # even where an earlier pick equals it
-        for k in range(count, count + 3):  # rows that change nothing fill up the last four
-            closer[k], olds[k], news[k] = pick, 0, 0
-        for k in range(0, count, 4):
-            rows = (
-                distances[closer[k]],
-                distances[closer[k + 1]],
-                distances[closer[k + 2]],
-                distances[closer[k + 3]],
-            )
-            _lower(gains, rows, olds[k : k + 4], news[k : k + 4])
+        for k in range(0, count - 3, 4):
+            for j in range(4):
+                _clamp(distances[closer[k + j]], news[k + j], olds[k + j], left[j])
+            _lower(gains, olds[k : k + 4], left)
+        for k in range(count - count % 4, count):
+            _lower_by_one(gains, distances[closer[k]], news[k], olds[k])
         gains[pick] = -1  # and stays there: where every row is at least as near, nothing is lost
     for i in range(r):
         sizes[owner[i]] += 1
@@ -214,7 +266,20 @@ def _grid(exponent: int, r_bits: int, itemsize: int) -> float:
     return 2.0 ** (exponent + r_bits - (29 if itemsize == 4 else 0))
 
 
-@_kernel("b1(f[:,:,::1], f[:,::1], f[:,::1], u[:,::1], i8, i8[:,::1], i8[:,::1])")
+@_inline
+def _all_on_grid(least: Any, exponent: int, r_bits: int, itemsize: int) -> bool:
+    """Tell from the bits of the least distance, minus one, whether rounding changes none.
+
+    No distance is then below the grid's number, above which a float has no finer bits.
+    """
+    mantissa, bias = (23, 127) if itemsize == 4 else (52, 1023)
+    biased = exponent + r_bits - (29 if itemsize == 4 else 0) + bias
+    return biased > 0 and np.uint64(least) >= (
+        np.uint64(biased) << np.uint64(mantissa)
+    ) - np.uint64(1)
+
+
+@_kernel("void(f[:,:,::1], f[:,::1], f[:,::1], u[:,::1], i8, i8[:,::1], i8[:,::1])")
 def _greedy_of_features(
     columns: Array,
     weights: Array,
@@ -223,34 +288,52 @@ def _greedy_of_features(
     r_bits: int,
     picks: Array,
     sizes: Array,
-) -> bool:
+) -> None:
+    r = len(room)
+    gains = np.empty(r)
     for p in range(len(columns)):
-        for i in range(len(room)):
-            _row_distances(columns[p], i, 0, room[i])
-        exponent = _exponent(_largest(room_bits.ravel()), room.itemsize)
-        grid = room.dtype.type(_grid(exponent, r_bits, room.itemsize))
+        gains[:] = 0
+        most = room_bits.dtype.type(0)
+        least = room_bits.dtype.type(most - room_bits.dtype.type(1))
+        for begin in range(0, r, 4):  # while they are in the cache
+            end = min(begin + 4, r)
+            for i in range(begin, end):
+                _row_distances(columns[p], i, 0, room[i])
+            some_most, some_least = _take_in(room[begin:end], room_bits[begin:end], gains)
+            most, least = max(most, some_most), min(least, some_least)
+        exponent = _exponent(most, room.itemsize)
         weight = weights[p if len(weights) > 1 else 0]
-        _greedy(room, room, True, exponent, grid, weight, picks[p], sizes[p])
-    return True
+        weighted = len(weight) > 0
+        if weighted or not _all_on_grid(least, exponent, r_bits, room.itemsize):
+            grid = room.dtype.type(_grid(exponent, r_bits, room.itemsize))
+            _bring_to_grid(room, weight, grid, gains)
+        _greedy(room, gains, weighted, exponent, picks[p], sizes[p])
 
 
-@_kernel("b1(f[:,:,::1], u[:,:,::1], f[:,::1], f[:,::1], i8, i8[:,::1], i8[:,::1])")
+@_kernel("b1(f[:,:,::1], u[:,:,::1], f[:,::1], i8, i8[:,::1], i8[:,::1])")
 def _greedy_of_distances(
-    distances: Array,
-    bits: Array,
-    weights: Array,
-    room: Array,
-    r_bits: int,
-    picks: Array,
-    sizes: Array,
+    distances: Array, bits: Array, weights: Array, r_bits: int, picks: Array, sizes: Array
 ) -> bool:
+    r = distances.shape[1]
+    gains = np.empty(r)
+    room = np.empty((0, r), distances.dtype)
     for p in range(len(distances)):
-        exponent = _exponent(_largest(bits[p].ravel()), room.itemsize)
+        gains[:] = 0
+        most, least = _take_in(distances[p], bits[p], gains)
+        exponent = _exponent(most, room.itemsize)
         if exponent > (126 if room.itemsize == 4 else 1022):
             return False  # the bits of negative, infinite and nan values are above all others
-        grid = room.dtype.type(_grid(exponent, r_bits, room.itemsize))
         weight = weights[p if len(weights) > 1 else 0]
-        _greedy(distances[p], room, False, exponent, grid, weight, picks[p], sizes[p])
+        weighted = len(weight) > 0
+        if weighted or not _all_on_grid(least, exponent, r_bits, room.itemsize):
+            if len(room) == 0:
+                room = np.empty((r, r), distances.dtype)
+            grid = room.dtype.type(_grid(exponent, r_bits, room.itemsize))
+            room[:] = distances[p]
+            _bring_to_grid(room, weight, grid, gains)
+            _greedy(room, gains, weighted, exponent, picks[p], sizes[p])
+        else:
+            _greedy(distances[p], gains, weighted, exponent, picks[p], sizes[p])
     return True
 
 
@@ -279,12 +362,13 @@ def greedy(
     integer = np.uint32 if source.itemsize == 4 else np.uint64
 
     def run(some: slice) -> bool:
-        room = np.empty((r, r), source.dtype)  # one matrix per thread, which stays in its cache
         weight = scale if weights is None else scale[some]
         rest = (r.bit_length(), indices[some], sizes[some])
         if are_features:
-            return bool(kernel(source[some], weight, room, room.view(integer), *rest))
-        return bool(kernel(source[some], source[some].view(integer), weight, room, *rest))
+            room = np.empty((r, r), source.dtype)  # one matrix per thread, which stays in its cache
+            kernel(source[some], weight, room, room.view(integer), *rest)
+            return True
+        return bool(kernel(source[some], source[some].view(integer), weight, *rest))
 
     if not all(_in_threads(run, num_subsets, num_subsets * r * r)):
         return None
@@ -321,14 +405,6 @@ def distances_of_differences(features: Tensor) -> Tensor:
 
 
 @_inline
-def _weigh_and_round(values: Array, weight: float, grid: float) -> None:
-    for c in range(len(values)):
-        v = weight * values[c]
-        rounded = (v + grid) - grid
-        values[c] = rounded if v < grid else v
-
-
-@_inline
 def _sum_of_least(values: Array, nearest: Array) -> float:
     total = 0.0
     for c in range(len(values)):
@@ -360,8 +436,6 @@ def _come_closer(
             nearest[i] = to_pick[i]
             owner[i] = step
             count += 1
-    for k in range(count, count + 3):  # rows that change nothing fill up the last four
-        closer[k], olds[k], news[k] = pick, 0, 0
     return count
 
 
@@ -389,12 +463,18 @@ def _lower_rebuilt(
         end = min(begin + _COLUMNS_AT_ONCE, stop)
         n = end - begin
         rows = (room[0][:n], room[1][:n], room[2][:n], room[3][:n])
-        for k in range(0, count, 4):
-            for i in range(4):
-                row = closer[k + i]
-                _row_distances(columns, row, begin, rows[i])
-                _weigh_and_round(rows[i], weights[row], grid)
-            _lower(gains[begin:end], rows, olds[k : k + 4], news[k : k + 4])
+        for k in range(0, count - 3, 4):
+            for j in range(4):
+                row = closer[k + j]
+                _row_distances(columns, row, begin, rows[j])
+                _weigh_and_round(rows[j], weights[row], grid)
+                _clamp(rows[j], news[k + j], olds[k + j], rows[j])
+            _lower(gains[begin:end], olds[k : k + 4], rows)
+        for k in range(count - count % 4, count):
+            row = closer[k]
+            _row_distances(columns, row, begin, rows[0])
+            _weigh_and_round(rows[0], weights[row], grid)
+            _lower_by_one(gains[begin:end], rows[0], news[k], olds[k])
 
 
 @_kernel("void(f[:,::1], f[::1], f, i8[::1], f[::1], f8[::1], i8, i8)")
@@ -429,7 +509,7 @@ class Rebuilt:
         features: (r, d), d few; float32 or float64.
         weights: Of the rows, in (0, 1], shape (r,), same dtype.
         empty: Power of two above the largest distance; what a row is away from no pick.
-        grid: See `facility_location.grid_of`.
+        grid: See `grid.grid_shift`.
     """
 
     def __init__(self, features: Tensor, weights: Tensor, empty: float, grid: float) -> None:
@@ -439,9 +519,9 @@ class Rebuilt:
         self._weights = weights.contiguous().numpy()
         self._grid = self._dtype.type(grid)
         self._nearest = np.full(r, empty, self._dtype)
-        self._closer = np.zeros(r + 3, np.int64)
-        self._olds = np.zeros(r + 3, self._dtype)
-        self._news = np.zeros(r + 3, self._dtype)
+        self._closer = np.arange(r)
+        self._olds = self._nearest.copy()
+        self._news = np.zeros(r, self._dtype)
         self.owner = torch.zeros(r, dtype=torch.int64)
 
     def first_gains(self) -> Tensor:
@@ -450,11 +530,8 @@ class Rebuilt:
         Returns:
             Float64, (r,).
         """
-        r = len(self._nearest)
-        self._closer[:r] = np.arange(r)
-        self._olds[:r] = self._nearest
-        gains = torch.zeros(r, dtype=torch.float64)
-        self.lower(gains, r)  # as if each row came from C to 0: minus what it offers
+        gains = torch.zeros(len(self._nearest), dtype=torch.float64)
+        self.lower(gains, len(gains))  # as if each row came from C to 0: minus what it offers
         return gains.neg_()
 
     def come_closer(self, pick: int, step: int) -> int:
@@ -615,11 +692,11 @@ def _transposed(features: Tensor) -> Array:
         features: (P, r, d).
 
     Returns:
-        (P, d', r), d' the next multiple of four, filled up with zeros.
+        (P, d', r), d' the next even number, filled up with zeros.
     """
     rows = features.numpy()
     num_subsets, r, d = rows.shape
-    columns = np.zeros((num_subsets, -(-d // 4) * 4, r), rows.dtype)
+    columns = np.zeros((num_subsets, d + d % 2, r), rows.dtype)
     columns[:, :d] = rows.transpose(0, 2, 1)
     return columns
 

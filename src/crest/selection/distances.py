@@ -104,7 +104,13 @@ def largest_value(name: str, values: Tensor) -> float:
     Raises:
         ValueError: If a value is infinite or not a number.
     """
-    least, most = (float(extreme) for extreme in torch.aminmax(values.detach()))
+    values = values.detach()
+    if values.device.type == "cpu" and values.dtype in {torch.float32, torch.float64}:
+        # Not by torch: its threads would go on spinning where the kernels want the cores.
+        array = values.numpy()
+        least, most = float(array.min()), float(array.max())
+    else:
+        least, most = (float(extreme) for extreme in torch.aminmax(values))
     if not (math.isfinite(least) and math.isfinite(most)):
         raise ValueError(
             f"{name} must be finite; got a nan or infinite value. "
