@@ -23,16 +23,17 @@ _ROUNDING = 1e-3  # of probabilities that are told from losses and errors in flo
 class Glister(SubsetSettings):
     """Pick greedily what lowers the validation loss most, looking one step of training ahead.
 
-    To first order, a step on example j lowers the validation loss by lr / m times the inner product
-    of both last-layer gradients. After each round of picks the last layer takes the steps on them,
-    in thought, and the validation gradient is computed anew from the moved outputs. All weights
-    are 1. The loss must be cross-entropy with one class for each example.
+    The step is lr times the mean gradient of the subset. To first order, example j adds lr / k
+    times the inner product of its last-layer gradient with that of the validation set. After each
+    round of picks the last layer moves by their part of the step, in thought, and the validation
+    gradient is computed anew from the moved outputs. All weights are 1. The loss must be
+    cross-entropy with one class for each example.
 
     Args:
         validation_loader: Loader over a map-style dataset that shares no example with training; all
             that its sampler chooses is observed at each selection. Parts of one dataset made by
             `Subset` or `random_split` are told apart; copies of an example are not.
-        lr: Learning rate that is looked ahead with, > 0; as a rule that of the training.
+        lr: Learning rate of the step, > 0; as a rule that of the training.
         rounds: How often the validation gradient is computed during a selection, >= 1; at most
             after every pick.
 
@@ -96,14 +97,13 @@ class Glister(SubsetSettings):
                 "validation_loader must share no example with training; it shares "
                 f"{shared} of {len(indices)}. Hold some out: torch.utils.data.random_split."
             )
-        step_of_one = self.lr / task.batch_size
 
         def pick(
             examples: Examples, gradients: LastLayerGradients, shares: list[Share]
         ) -> tuple[Tensor, Tensor]:
             with examples.timed("features"):
                 validation = _Outlook(examples.outside_gradients(loader, indices))
-            picks = _greedy(gradients, shares, validation, step_of_one, self.rounds)
+            picks = _greedy(gradients, shares, validation, self.lr, self.rounds)
             return picks, torch.full((len(picks),), task.num_examples / len(picks))
 
         return SubsetPlanner(self, task, pick)
@@ -159,10 +159,11 @@ def _greedy(
     gradients: LastLayerGradients,
     shares: list[Share],
     validation: _Outlook,
-    step_of_one: float,
+    lr: float,
     rounds: int,
 ) -> Tensor:
     errors, inputs = gradients.errors.float(), _with_ones(gradients.inputs)
+    step_of_one = lr / sum(size for _, size in shares)
     rounds = min(rounds, max(size for _, size in shares))
     picks: list[Tensor] = []
     picked = torch.zeros(len(errors), dtype=torch.bool, device=errors.device)
