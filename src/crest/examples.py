@@ -72,6 +72,7 @@ class ObservedExamples:
             indices: Distinct example indices, int64, shape (k,).
         """
         self._indices = self._kept = indices
+        self._held = {}  # before the new come: all views of a data set may be held
         self._seeds = self.draw_seeds(math.ceil(len(indices) / self._chunk))
         self._read_held()
 
