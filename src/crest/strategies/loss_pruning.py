@@ -25,7 +25,8 @@ class LossPruning:
 
     Losses are those of training and cost nothing if the loop passes them on:
     `loader.observe(losses)` after each forward pass. After a pass in which it was told none, the
-    strategy spends one forward pass over all examples.
+    strategy spends one forward pass over all examples. Records of the history tell how many
+    examples of a pass were `kept`.
 
     Args:
         prune_probability: r, in [0, 1). InfoBatch takes 0.5.

@@ -37,7 +37,8 @@ class SubsetSettings:
 
     At the beginning of every epoch all n examples pass forward once, a subset of k is picked, and
     the steps of that epoch are mini-batches of m drawn from it without replacement. Weights have
-    mean 1 over the subset, not within each mini-batch, which would bias the gradient.
+    mean 1 over the subset, not within each mini-batch, which would bias the gradient. Records of
+    the history tell `effective_subset`, (sum w)^2 / sum w^2 of the k weights.
 
     Args:
         subset_fraction: k / n, in (0, 1]; as a rule the budget of the loader.
