@@ -140,6 +140,30 @@ def test_distances_may_be_given_instead(kind):
         assert torch.equal(rounded, before)
 
 
+@pytest.mark.parametrize("of", ["gradients", "distances"])
+def test_subsets_with_and_without_tiny_distances_may_share_a_batch(of):
+    kinds = ["random", "tiny_and_large", "random", "duplicates"]
+    gradients = torch.stack([KINDS[kind][:, :4] for kind in kinds])
+    if of == "gradients":
+        indices, _ = facility_location(gradients, 9)
+    else:
+        distances = torch.stack([reference.distance_matrix(rows).float() for rows in gradients])
+        indices, _ = facility_location(distances=distances, batch_size=9)
+    for rows, picked in zip(gradients, indices, strict=True):
+        assert picked.tolist() == reference.greedy(rows, 9)
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1.0, 3e38 / 6], ids="scale={}".format)
+def test_distances_may_hold_minus_zeros_and_come_near_the_ends_of_float32(scale):
+    gradients = make_gradients(30, 2)
+    distances = reference.distance_matrix(gradients)
+    expected = reference.greedy_of_distances(distances.float(), 8)
+    distances = (distances / distances.max() * 6 * scale).float()
+    assert facility_location(distances=distances, batch_size=8).indices.tolist() == expected
+    distances.fill_diagonal_(-0.0)
+    assert facility_location(distances=distances, batch_size=8).indices.tolist() == expected
+
+
 @pytest.mark.parametrize("method", ["exact", "matrix-free"])
 def test_a_weight_counts_as_so_many_equal_rows(method):
     gradients = make_gradients(20, 4)
@@ -172,13 +196,20 @@ def test_each_class_is_picked_from_in_proportion(of):
         assert indices[labels[indices] == label].tolist() == rows[alone].tolist()
 
 
-def test_classes_of_a_batch_may_differ_between_subsets():
+@pytest.mark.parametrize("method", ["exact", "matrix-free"])
+def test_classes_and_weights_of_a_batch_may_differ_between_subsets(method):
     gradients = torch.stack([make_gradients(20, 3, seed) for seed in range(2)])
     labels = torch.stack([torch.arange(20) % 2, torch.arange(20) % 5])
-    together = facility_location(gradients, 10, labels=labels)
-    for p in range(2):
-        alone = facility_location(gradients[p], 10, labels=labels[p])
-        assert torch.equal(alone.indices, together.indices[p])
+    weights = make_gradients(2, 20).exp()
+    for extra in ({"labels": labels}, {"weights": weights}, {"labels": labels, "weights": weights}):
+        together = facility_location(gradients, 10, method=method, **extra)
+        for p in range(2):
+            one = {name: values[p] for name, values in extra.items()}
+            alone = facility_location(gradients[p], 10, method=method, **one)
+            assert torch.equal(alone.indices, together.indices[p])
+            assert torch.equal(alone.cluster_sizes, together.cluster_sizes[p])
+            if "labels" not in extra:
+                assert alone.indices.tolist() == reference.greedy(gradients[p], 10, weights[p])
 
 
 def test_stochastic_follows_its_generator_and_comes_close_to_greedy():
@@ -276,6 +307,9 @@ SQUARE = reference.distance_matrix(GOOD)
         ({"gradients": NAN}, "gradients must be finite; got a nan"),
         ({"gradients": INFINITE}, "gradients must be finite"),
         ({"distances": SQUARE * math.nan}, "distances must be finite"),
+        ({"distances": SQUARE / 0}, "distances must be finite"),
+        ({"distances": SQUARE[:0, :0]}, "none of it empty"),
+        ({"distances": SQUARE, "batch_size": 9}, r"batch_size must be in \[1, 8\].*got 9"),
         ({"distances": SQUARE - 1}, "distances must not be negative"),
         ({"distances": GOOD}, r"shape \(r, r\)"),
         ({"gradients": GOOD[:0]}, "none of it empty"),
@@ -292,7 +326,9 @@ SQUARE = reference.distance_matrix(GOOD)
         ({"gradients": GOOD, "labels": torch.zeros(8)}, "labels must be integers"),
         ({"gradients": GOOD, "labels": torch.zeros(8, device="meta").long()}, "device of the rows"),
         ({"gradients": GOOD, "weights": torch.ones(2, 8)}, "weights must have one entry per row"),
+        ({"gradients": GOOD, "weights": torch.ones(8, device="meta")}, "device of the rows"),
         ({"gradients": GOOD, "weights": torch.zeros(8)}, "weights must be positive"),
+        ({"gradients": GOOD, "weights": torch.arange(8) - 1.0}, "weights must be positive"),
         ({"gradients": GOOD, "weights": torch.full((8,), math.nan)}, "weights must be finite"),
         ({"gradients": GOOD, "method": "lazy"}, "method must be one of exact"),
         ({"distances": SQUARE, "method": "matrix-free"}, "needs gradients"),

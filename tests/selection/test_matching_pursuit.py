@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 import reference_baselines
 from crest.selection.matching_pursuit import matching_pursuit
@@ -85,7 +85,7 @@ def test_rows_that_complete_the_budget_weigh_nothing():
     assert int((weights > 0).sum()) == 3
 
 
-class Work(TorchDispatchMode):
+class Work(TorchFunctionMode):
     """Numbers read by all operations, and whether one of them solves a system."""
 
     def __init__(self):
@@ -93,12 +93,28 @@ class Work(TorchDispatchMode):
         self.numbers = 0
         self.solved = False
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        tensors = [value for value in args if isinstance(value, torch.Tensor)]
-        self.numbers += sum(tensor.numel() for tensor in tensors)
+    def __torch_function__(self, function, types, args=(), kwargs=None):
         name = str(function)
-        self.solved |= any(word in name for word in ("linalg", "cholesky", "lstsq", "triangular"))
+        if "__get__" not in name:  # the property of a tensor reads none of it
+            tensors = [value for value in args if isinstance(value, torch.Tensor)]
+            self.numbers += sum(tensor.numel() for tensor in tensors)
+        self.solved |= any(word in name for word in SOLVERS)
         return function(*args, **(kwargs or {}))
+
+
+SOLVERS = ("linalg", "inverse", "cholesky", "lstsq", "triangular", "lu_solve")
+
+
+def test_work_sees_solvers():
+    matrix = torch.eye(2)
+    for solve in (torch.inverse, torch.linalg.inv, torch.linalg.cholesky, torch.Tensor.inverse):
+        with Work() as counted:
+            solve(matrix)
+        assert counted.solved
+    with Work() as counted:
+        _ = matrix @ matrix.T
+    assert counted.numbers == 8
+    assert not counted.solved
 
 
 def test_a_step_costs_no_more_than_the_rows_and_the_square_of_the_picks():
