@@ -101,7 +101,10 @@ class _Rows:
 
     def products(self, vector: Tensor) -> Tensor:
         """Multiply every row by a vector, (c, d'): shape (n,)."""
-        return ((self._errors @ vector.to(self._errors.dtype)) * self._inputs).sum(1)
+        vector = vector.to(self._errors.dtype)
+        if self._inputs.shape[1] < self._errors.shape[1]:
+            return ((self._errors @ vector) * self._inputs).sum(1)
+        return ((self._inputs @ vector.T) * self._errors).sum(1)  # the smaller one is written
 
     def weighted_sum(self, picks: Tensor | None, weights: Tensor | None) -> Tensor:
         """Sum up some rows with their weights, or all rows with weight 1: (c, d'), float64."""
