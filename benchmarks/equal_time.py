@@ -168,17 +168,38 @@ def time_all(arguments: argparse.Namespace, data: ImageData, results: Results) -
 
 
 def show(arguments: argparse.Namespace) -> None:
-    records = [record for path in arguments.results for record in Results(path).records]
+    found = [record for path in arguments.results for record in read(path)]
+    records = list({(r["variant"], r["row"], r["seed"]): r for r in found}.values())
     for variant in dict.fromkeys(record["variant"] for record in records):
         some = [record for record in records if record["variant"] == variant]
-        network, steps = (
-            some[0]["network"],
-            min(r["steps"] for r in some if r["row"] == "paper" or r["row"] == "random x 1"),
-        )
-        print(f"\n{variant}: {network}, {steps} steps at equal steps\n")
+        print(f"\n{variant}: {some[0]['network']}\n")
         print(timing_table(some) if variant == "timing" else accuracy_table(some))
         if variant == "clean" and arguments.plot:
             plot(some, arguments.plot)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Records of this script, or those of `crest compare` on clean images, without equal time."""
+    records = [
+        record for record in Results(path).records if not record["equal_time"] or "row" in record
+    ]
+    for record in records:
+        if "row" not in record:
+            strategy = record["settings"]["strategy_settings"]
+            found = [name for name, of in LEVERS.items() if agrees(strategy, of)]
+            names = {"random": "random x 1", "greedy": "greedy"}
+            record["row"] = found[0] if found else names[record["strategy"]]
+            record["variant"] = "clean"
+    return records
+
+
+def agrees(settings: dict[str, Any], strategy: crest.Crest) -> bool:
+    """Whether the settings of a record are those of a strategy; newer fields do not count."""
+    fields = {
+        name: value for name, value in dataclasses.asdict(strategy).items() if name in settings
+    }
+    fields["betas"] = list(strategy.betas)
+    return settings == fields
 
 
 def rows_of(records: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -214,7 +235,9 @@ def accuracy_table(records: list[dict[str, Any]]) -> str:
             f"{cost:.0f}",
             "-" if level is None else f"{100 * level:.2f}",
             "-" if level is None else f"{statistics.fmean(accuracies) - 100 * level:+.2f}",
-            f"{100 * statistics.fmean(map(selected_share, some)):.0f} %",
+            f"{100 * statistics.fmean(map(selected_share, some)):.0f} %"
+            if some[0]["strategy"] == "crest" and "selected" in some[0]["history"]["records"][0]
+            else "-",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
