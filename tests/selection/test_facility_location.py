@@ -140,6 +140,13 @@ def test_distances_may_be_given_instead(kind):
         assert torch.equal(rounded, before)
 
 
+def test_rows_longer_than_the_nearest_cache_change_no_pick():
+    gradients = make_gradients(1101, 3)
+    indices, sizes = facility_location(gradients, 15)
+    assert indices.tolist() == reference.greedy(gradients, 15)
+    assert sizes.tolist() == reference.cluster_sizes(gradients, indices.tolist())
+
+
 @pytest.mark.parametrize("of", ["gradients", "distances"])
 def test_subsets_with_and_without_tiny_distances_may_share_a_batch(of):
     kinds = ["random", "tiny_and_large", "random", "duplicates"]

@@ -29,7 +29,7 @@ def _compiled() -> ModuleType | None:
         from crest.selection import _compiled
     except ImportError as error:
         warnings.warn(
-            f"selection runs some 70 times slower without numba ({error}). Install numba.",
+            f"selection runs some 100 times slower without numba ({error}). Install numba.",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -34,7 +34,7 @@ Array = npt.NDArray[Any]
 Function = TypeVar("Function", bound=Callable[..., Any])
 Result = TypeVar("Result")
 
-_COLUMNS_AT_ONCE = 1024  # of rows that are rebuilt: their block of the features stays in the cache
+_COLUMNS_AT_ONCE = 1024  # of four rows, which then stay in the nearest cache
 _ROWS_AT_ONCE = 96  # of a Gram matrix, whose upper triangle is mirrored
 _WORTH_A_THREAD = 2**18  # entries of a distance matrix
 
@@ -123,20 +123,32 @@ def _largest(bits: Array) -> Any:
 
 
 @_inline
+def _lower(gains: Array, rows: tuple[Array, ...], olds: Array, news: Array) -> None:
+    """Take from all gains what four rows, which come closer, no longer offer."""
+    row0, row1, row2, row3 = rows
+    old0, old1, old2, old3 = olds[0], olds[1], olds[2], olds[3]
+    new0, new1, new2, new3 = news[0], news[1], news[2], news[3]
+    # old - max(D, new), or 0 where D is larger than old, is old - t with t = D in [new, old].
+    all_old = (np.float64(old0) + old1) + (np.float64(old2) + old3)
+    for c in range(len(gains)):
+        t0 = np.float64(min(max(row0[c], new0), old0))
+        t1 = np.float64(min(max(row1[c], new1), old1))
+        t2 = np.float64(min(max(row2[c], new2), old2))
+        t3 = np.float64(min(max(row3[c], new3), old3))
+        gains[c] -= all_old - ((t0 + t1) + (t2 + t3))
+
+
+@_inline
 def _clamp(row: Array, new: float, old: float, out: Array) -> None:
-    """Write what is left to a row that comes closer, from `old` to `new`, with each candidate."""
+    """Write the t of `_lower`. In a loop of its own it fills whole vectors."""
     for c in range(len(row)):
         out[c] = min(max(row[c], new), old)
 
 
 @_inline
-def _lower(gains: Array, olds: Array, left: tuple[Array, ...]) -> None:
-    """Take from all gains what four rows that come closer no longer offer.
-
-    A row offered old - D where that is positive, and offers new - D: what is lost is old - t with
-    t = D in [new, old], which `_clamp` has written. In a loop of its own, it fills whole vectors.
-    """
-    t0, t1, t2, t3 = left
+def _lower_clamped(gains: Array, clamped: tuple[Array, ...], olds: Array) -> None:
+    """Do as `_lower` for rows that `_clamp` has written: faster while they are in the cache."""
+    t0, t1, t2, t3 = clamped
     all_old = (np.float64(olds[0]) + olds[1]) + (np.float64(olds[2]) + olds[3])
     for c in range(len(gains)):
         gains[c] -= all_old - ((np.float64(t0[c]) + t1[c]) + (np.float64(t2[c]) + t3[c]))
@@ -212,11 +224,11 @@ def _greedy(
     olds = np.empty(r, distances.dtype)
     news = np.empty(r, distances.dtype)
     # One array per row: slices of a matrix would lose the unit stride that vectors need.
-    left = (
-        np.empty(r, distances.dtype),
-        np.empty(r, distances.dtype),
-        np.empty(r, distances.dtype),
-        np.empty(r, distances.dtype),
+    clamped = (
+        np.empty(_COLUMNS_AT_ONCE, distances.dtype),
+        np.empty(_COLUMNS_AT_ONCE, distances.dtype),
+        np.empty(_COLUMNS_AT_ONCE, distances.dtype),
+        np.empty(_COLUMNS_AT_ONCE, distances.dtype),
     )
     for step in range(len(picks)):
         most = _largest(gain_bits)
@@ -244,9 +256,18 @@ def _greedy(
                     count += 1
         owner[pick] = step  # even where an earlier pick equals it
         for k in range(0, count - 3, 4):
-            for j in range(4):
-                _clamp(distances[closer[k + j]], news[k + j], olds[k + j], left[j])
-            _lower(gains, olds[k : k + 4], left)
+            if r <= _COLUMNS_AT_ONCE:
+                for j in range(4):
+                    _clamp(distances[closer[k + j]], news[k + j], olds[k + j], clamped[j])
+                _lower_clamped(gains, clamped, olds[k : k + 4])
+            else:
+                rows = (
+                    distances[closer[k]],
+                    distances[closer[k + 1]],
+                    distances[closer[k + 2]],
+                    distances[closer[k + 3]],
+                )
+                _lower(gains, rows, olds[k : k + 4], news[k : k + 4])
         for k in range(count - count % 4, count):
             _lower_by_one(gains, distances[closer[k]], news[k], olds[k])
         gains[pick] = -1  # and stays there: where every row is at least as near, nothing is lost
@@ -268,10 +289,8 @@ def _grid(exponent: int, r_bits: int, itemsize: int) -> float:
 
 @_inline
 def _all_on_grid(least: Any, exponent: int, r_bits: int, itemsize: int) -> bool:
-    """Tell from the bits of the least distance, minus one, whether rounding changes none.
-
-    No distance is then below the grid's number, above which a float has no finer bits.
-    """
+    """Tell from the bits of the least distance, minus one, whether rounding changes none."""
+    # A float that is not below the grid's number has no finer bits.
     mantissa, bias = (23, 127) if itemsize == 4 else (52, 1023)
     biased = exponent + r_bits - (29 if itemsize == 4 else 0) + bias
     return biased > 0 and np.uint64(least) >= (
@@ -469,7 +488,7 @@ def _lower_rebuilt(
                 _row_distances(columns, row, begin, rows[j])
                 _weigh_and_round(rows[j], weights[row], grid)
                 _clamp(rows[j], news[k + j], olds[k + j], rows[j])
-            _lower(gains[begin:end], olds[k : k + 4], rows)
+            _lower_clamped(gains[begin:end], rows, olds[k : k + 4])
         for k in range(count - count % 4, count):
             row = closer[k]
             _row_distances(columns, row, begin, rows[0])
