@@ -255,6 +255,8 @@ def _greedy(
                     owner[i] = step
                     count += 1
         owner[pick] = step  # even where an earlier pick equals it
+        if step + 1 == len(picks):
+            break
         for k in range(0, count - 3, 4):
             if r <= _COLUMNS_AT_ONCE:
                 for j in range(4):
