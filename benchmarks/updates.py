@@ -21,10 +21,10 @@ COLUMNS = [
     "T1",
     "rho",
     "noise of L^r",
-    "|g.d|",
-    "|d.H.d|/2",
+    "size of g.d",
+    "d.H.d / 2",
     "L^r",
-    "||H||",
+    "norm of H",
     "active",
 ]
 
