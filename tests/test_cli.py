@@ -105,7 +105,10 @@ def test_every_baseline_runs_from_the_command_line(tmp_path):
         ("compare digits --batch-size 5000", "train images, 1437; got 5000"),
         ("run digits --option tau=3", "option must be one of .*got 'tau'"),
         ("run digits --option tau", "must look like subset_size=500; got 'tau'"),
-        ("compare digits --strategies full --time-matched", "random and crest or crest_paper; the plan has full"),
+        (
+            "compare digits --strategies full --time-matched",
+            "random and crest or crest_paper; the plan has full",
+        ),
         ("compare cifar10 --data-dir nowhere", "cifar10 needs the files data_batch_1"),
         ("compare digits --device gpu", "--device: invalid choice: 'gpu'"),
         ("run digits --lr 1e30 --network mlp --epochs 5", "must be finite; got .* Lower"),
