@@ -34,36 +34,34 @@ from crest.experiments.views import shift_and_flip
 from crest.report.plot import log_axis
 from crest.report.summary import selected_share
 
-ALWAYS_ON = crest.Crest(switch_off=False)
+HEAD = {"features": "weight", "curvature": "head", "curvature_coresets": 1}
 # Each lever on top of those before it.
 LEVERS = {
     "paper": crest.Crest.paper(),
     "+ whole last layer": crest.Crest.paper(features="weight"),
-    "+ one coreset a step": crest.Crest.paper(features="weight", coreset_multiplier=1),
-    "+ head curvature": dataclasses.replace(ALWAYS_ON, paired_check=False, interval_multiplier=1.0),
-    "+ paired check": dataclasses.replace(ALWAYS_ON, interval_multiplier=1.0),
-    "+ longer regions (always on)": ALWAYS_ON,
+    "+ head curvature": crest.Crest.paper(**HEAD),
+    "+ paired check": crest.Crest.paper(**HEAD, paired_check=True),
+    "new coresets each step": crest.Crest(switch_off=False),
     "+ switching off (default)": crest.Crest(),
 }
 # Not part of the default: what else was tried.
 OTHERS = {
-    "384 candidates for 4 steps": dataclasses.replace(
-        ALWAYS_ON,
-        subset_size=256,
-        num_candidates=384,
-        curvature="none",
-        error_threshold=0,
+    "one coreset a step, kept": crest.Crest.paper(
+        **HEAD, paired_check=True, coreset_multiplier=1, interval_multiplier=4.0
     ),
-    "automatic tau": dataclasses.replace(ALWAYS_ON, error_threshold="auto"),
+    "384 candidates for 4 steps": crest.Crest(
+        subset_size=256, num_candidates=384, interval_multiplier=4.0, switch_off=False
+    ),
+    "automatic tau": crest.Crest.paper(**HEAD, paired_check=True, error_threshold="auto"),
 }
 RANDOM_SHARES = {f"random x {share:g}": share for share in (0.5, 1, 1.5, 2, 3)}
 TRAINED = [
     *RANDOM_SHARES,
     "greedy",
     "paper",
-    "+ longer regions (always on)",
     "+ switching off (default)",
     "384 candidates for 4 steps",
+    "one coreset a step, kept",
 ]
 TIMED = ["random x 1", "greedy", *LEVERS, *OTHERS]
 

@@ -17,7 +17,7 @@ STRATEGIES = [
     # learned examples leave from step 5 on, and some checks pass
     crest.Crest.paper(exclusion_interval=5, loss_threshold=1.5, error_threshold=0.2),
     # pairs checks; and turns to random batches and back
-    crest.Crest(forward_price=0.01, error_threshold=0.2),
+    crest.Crest(forward_price=0.01, error_threshold=0.2, curvature="head"),
     crest.Crest(forward_price=0.3, probe_interval=3),
     crest.GreedyMiniBatch(),
     crest.Random(),
