@@ -38,11 +38,11 @@ HEAD = {"features": "weight", "curvature": "head", "curvature_coresets": 1}
 # Each lever on top of those before it.
 LEVERS = {
     "paper": crest.Crest.paper(),
-    "+ whole last layer": crest.Crest.paper(features="weight"),
+    "paper, whole last layer": crest.Crest.paper(features="weight"),
     "+ head curvature": crest.Crest.paper(**HEAD),
     "+ paired check": crest.Crest.paper(**HEAD, paired_check=True),
     "new coresets each step": crest.Crest(switch_off=False),
-    "+ switching off (default)": crest.Crest(),
+    "default, switches off": crest.Crest(),
 }
 # Not part of the default: what else was tried.
 OTHERS = {
@@ -59,7 +59,7 @@ TRAINED = [
     *RANDOM_SHARES,
     "greedy",
     "paper",
-    "+ switching off (default)",
+    "default, switches off",
     "384 candidates for 4 steps",
     "one coreset a step, kept",
 ]
@@ -277,7 +277,7 @@ def interpolate(curve: list[tuple[float, float]], cost: float) -> float | None:
 
 def plot(records: list[dict[str, Any]], path: Path) -> None:
     figure_module = require("matplotlib.figure", "the figure")
-    figure = figure_module.Figure(figsize=(7, 4.6), layout="constrained")
+    figure = figure_module.Figure(figsize=(7, 5.2), layout="constrained")
     panel = figure.subplots()
     rows = rows_of(records)
     random = [rows[name] for name in RANDOM_SHARES if name in rows]
@@ -302,7 +302,7 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
             marker="s",
             capsize=3,
             linestyle="none",
-            label=name.removeprefix("+ "),
+            label=name,
         )
     log_axis(panel)
     panel.set_xlabel("cost in random steps (passes)")
@@ -311,7 +311,7 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
     seeds = len({record["seed"] for record in records})
     panel.set_title(f"{first['data']}, {first['network']}, {seeds} seeds, bars: standard deviation")
     panel.grid(alpha=0.3)
-    panel.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(path, dpi=150)
 
 
