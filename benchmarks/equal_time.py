@@ -2,7 +2,7 @@
 
     python benchmarks/equal_time.py train --data-dir DIR --out results/equal-time.json
     python benchmarks/equal_time.py time  --data-dir DIR --out results/equal-time-seconds.json
-    python benchmarks/equal_time.py show results/equal-time*.json --plot docs/results/equal-time.png
+    python benchmarks/equal_time.py show results/equal-time.json --plot docs/results/equal-time.png
 
 `train` trains random mini-batches at half to three times the steps, and CREST with several
 settings, on some seeds. `time` takes turns with short runs of every setting, for seconds as a ratio
