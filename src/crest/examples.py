@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 
 from crest.history import COMPONENTS, History
 from crest.observer import LastLayerGradients, Observer
@@ -37,6 +38,7 @@ class ObservedExamples:
         generator: CPU generator of view seeds.
         chunk: Examples in one forward pass and in one request to the reader.
         labels: As the attribute.
+        cheaper: Looks at last-layer gradients in place of `observer`, if given.
     """
 
     def __init__(
@@ -47,8 +49,11 @@ class ObservedExamples:
         generator: torch.Generator,
         chunk: int,
         labels: Tensor,
+        cheaper: Observer | None = None,
     ) -> None:
         self.labels = labels
+        self._cheaper = cheaper
+        self._price: float = 1 if cheaper is None else 0  # of an example; 0 before it was counted
         self._reader = reader
         self._observer = observer
         self._history = history
@@ -90,8 +95,7 @@ class ObservedExamples:
         Returns:
             Losses and gradients in the order of `indices`.
         """
-        self._history.count("features", forward=len(indices))
-        parts = self._observe(self._observer.last_layer_gradients, self._views(), indices)
+        parts = self._observe(self._gradients, self._views(), indices)
         for part, some in parts:
             self._check_finite(part.losses, some)
         return LastLayerGradients.concatenate([part for part, _ in parts])
@@ -106,7 +110,6 @@ class ObservedExamples:
         Returns:
             Losses and gradients in the order of `indices`.
         """
-        self._history.count("features", forward=len(indices))
         chunks = indices.split(self._chunk)
         requests = [
             Request(some.tolist(), seed, collate=True)
@@ -114,7 +117,7 @@ class ObservedExamples:
         ]
         parts = []
         for some, batch in zip(chunks, Reader(loader).stream(requests), strict=True):
-            part = self._observer.last_layer_gradients(place(batch, self._observer.device))
+            part = self._gradients(place(batch, self._observer.device))
             self._check_finite(part.losses, some)
             parts.append(part)
         return LastLayerGradients.concatenate(parts)
@@ -220,6 +223,7 @@ class ObservedExamples:
             "seeds": list(self._seeds),
             "kept": self._kept,
             "labels": self.labels.clone(),
+            "price": self._price,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -228,6 +232,7 @@ class ObservedExamples:
         self._seeds = list(state["seeds"])
         self._kept = state["kept"]
         self.labels.copy_(state["labels"])
+        self._price = state["price"]
         self._held = {}
 
     def _views(self) -> dict[int, Any]:
@@ -243,6 +248,24 @@ class ObservedExamples:
         for losses, some in parts:
             self._check_finite(losses, some)
         return torch.cat([losses for losses, _ in parts]).cpu()
+
+    def _gradients(self, batch: Any) -> LastLayerGradients:
+        if not self._price:
+            self._price = self._count_price(batch)
+        gradients = (self._cheaper or self._observer).last_layer_gradients(batch)
+        self._history.count("features", forward=self._price * len(gradients.losses))
+        return gradients
+
+    def _count_price(self, batch: Any) -> float:
+        """Count what one example costs the cheaper observer, in forward passes of the model."""
+        assert self._cheaper is not None
+        flops = []
+        for observer in (self._cheaper, self._observer):
+            with FlopCounterMode(display=False) as counter:
+                losses = observer.losses(batch)
+            flops.append(counter.get_total_flops())
+        self._history.count("features", forward=len(losses))
+        return flops[0] / flops[1] if all(flops) else 1.0
 
     def _observe(
         self, look: Callable[[Any], Result], items: dict[int, Any], indices: Tensor

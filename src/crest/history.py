@@ -46,7 +46,9 @@ class History:
         self.steps = 0
         self.lag = 0
         self.seconds = dict.fromkeys(COMPONENTS, 0.0)
-        self.passes = {name: dict.fromkeys(_UNITS, 0) for name in COMPONENTS}
+        self.passes: dict[str, dict[str, float]] = {
+            name: dict.fromkeys(_UNITS, 0) for name in COMPONENTS
+        }
         self._examples_per_step = examples_per_step
         self._device = device
         self._running: list[str] = []
@@ -68,6 +70,11 @@ class History:
         """Cost beyond training itself, as a fraction of training; 0 for random batches."""
         train = self.costs["train"]
         return self.cost / train - 1 if train else 0.0
+
+    @property
+    def break_even(self) -> float:
+        """Random steps that a step must be worth for the strategy to pay; 1 for random batches."""
+        return 1 + self.overhead
 
     @property
     def forward_price(self) -> float | None:
@@ -93,12 +100,13 @@ class History:
         """
         return sum(count * _UNITS[kind] for kind, count in self.passes[component].items())
 
-    def count(self, component: str, **passes: int) -> None:
+    def count(self, component: str, **passes: float) -> None:
         """Add passes of single examples.
 
         Args:
             component: One of `COMPONENTS`.
-            **passes: Number of `forward`, `backward` and `hessian` passes.
+            **passes: Number of `forward`, `backward` and `hessian` passes; a pass of a cheaper
+                model or view is a part of one.
         """
         for kind, number in passes.items():
             self.passes[component][kind] += number
@@ -159,6 +167,7 @@ class History:
             "costs": self.costs,
             "cost": self.cost,
             "overhead": self.overhead,
+            "break_even": self.break_even,
             "forward_price": self.forward_price,
         }
 

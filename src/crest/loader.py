@@ -92,13 +92,26 @@ class CoresetLoader:
         selection_dataset: Other views of the same examples, without augmentation say, to select on;
             training then reads the loader's dataset as usual. By default the view that is selected
             is the view that is trained on: a weight is right for the pixels that were measured.
+        observer_transform: `observer_transform(batch)` makes a collated batch cheaper to select on,
+            by lower resolution or truncated text; it is trained on as it is.
+        observer_model: A cheaper model to select with, on the device of `model`: an early exit that
+            shares its layers, or a small network that your loop trains beside it. Its head is found
+            by itself.
+        observer_dtype: Dtype of autocast for the passes that measure losses and last-layer
+            gradients, such as `torch.bfloat16`. None: the precision of the parameters.
+        observer_chunk: Examples in one of these passes, >= 1; large ones suit a GPU. None: m, or
+            128 if that is more.
         attach: `attach(batch, weights, indices)` returns the batch to hand out, for batches that
             are no tuple, list or dict.
 
     Raises:
         TypeError: If the dataset is iterable-style, or `strategy` is no strategy.
-        ValueError: If the dataset is empty, the sampler chooses examples by itself, or a value is
-            out of its range.
+        ValueError: If the dataset is empty, the sampler chooses examples by itself, a value is out
+            of its range, or two settings contradict each other.
+
+    Note:
+        The losses of `observer_transform` and `observer_model` are not those of the model on its
+        data. With one of them `Crest` excludes no example, and refuses to check a quadratic model.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -131,6 +144,10 @@ class CoresetLoader:
         labels: Tensor | None = None,
         head: nn.Module | str | None = None,
         selection_dataset: Any = None,
+        observer_transform: Callable[[Any], Any] | None = None,
+        observer_model: nn.Module | None = None,
+        observer_dtype: torch.dtype | None = None,
+        observer_chunk: int | None = None,
         attach: Callable[[Any, Tensor, Tensor], Any] | None = None,
     ) -> None:
         strategy = Crest() if strategy is None else strategy
@@ -143,6 +160,8 @@ class CoresetLoader:
                 f"batch_size must be in [1, {self._dataset_length}], the number of examples; "
                 f"got {batch_size}."
             )
+        if observer_chunk is not None and observer_chunk < 1:
+            raise ValueError(f"observer_chunk must be >= 1 or None; got {observer_chunk}.")
         self._train_loader = train_loader
         self._model = model
         self._accumulation_steps = accumulation_steps
@@ -156,12 +175,25 @@ class CoresetLoader:
             "accumulation_steps": accumulation_steps,
             "seed": seed,
             "selection_dataset": selection_dataset is not None,
+            "observer_transform": observer_transform is not None,
+            "observer_model": observer_model is not None,
+            "observer_dtype": None if observer_dtype is None else str(observer_dtype),
+            "observer_chunk": observer_chunk,
         }
         self._length = _epoch_length(len(train_loader), budget, accumulation_steps)
 
         self._plan_generator = torch.Generator().manual_seed(seed)
         self._view_generator = torch.Generator().manual_seed(seed + 1)
-        observer = Observer(model, loss_fn, head=head)
+        observer = Observer(model, loss_fn, head=head, dtype=observer_dtype)
+        cheaper = None
+        if observer_model is not None or observer_transform is not None:
+            cheaper = Observer(
+                model if observer_model is None else observer_model,
+                loss_fn,
+                head=head if observer_model is None else None,
+                dtype=observer_dtype,
+                transform=observer_transform,
+            )
         self.history = History(batch_size * accumulation_steps, observer.device)
         self._reader = Reader(train_loader)
         known_labels = torch.full((self._dataset_length,), -1)
@@ -177,8 +209,9 @@ class CoresetLoader:
             observer,
             self.history,
             self._view_generator,
-            max(batch_size, 128),
+            max(batch_size, 128) if observer_chunk is None else observer_chunk,
             known_labels,
+            cheaper,
         )
         self._planner = strategy.start(
             Task(
@@ -190,6 +223,7 @@ class CoresetLoader:
                 labels=None if labels is None else known_labels,
                 user_order=functools.partial(_user_order, train_loader),
                 dataset=train_loader.dataset,
+                exact_losses=cheaper is None,
             )
         )
         self._region = Region([])

@@ -101,7 +101,7 @@ class Observer:
 
     After each call `.grad`, buffers, the training flag of every module, hooks, grad mode, autocast
     and the random states of torch, numpy and Python are what they were. Everything is measured in
-    eval mode and in the precision of the parameters, autocast off.
+    eval mode and in the precision of the parameters, but for what `dtype` says.
 
     Args:
         model: The model. A compiled model is observed through its original.
@@ -110,6 +110,9 @@ class Observer:
         head: The last layer, as a module or its name in `model`. By default what
             `get_output_embeddings()` or `get_classifier()` return, else the last `nn.Linear` that
             runs.
+        dtype: Of autocast on the way to the head, for losses and last-layer gradients; the head
+            itself keeps the precision of its parameters. None: autocast off.
+        transform: `transform(batch)` makes a collated batch cheaper to look at. None: as it is.
     """
 
     def __init__(
@@ -118,9 +121,13 @@ class Observer:
         loss_fn: Callable[..., Tensor],
         *,
         head: nn.Module | str | None = None,
+        dtype: torch.dtype | None = None,
+        transform: Callable[[Any], Any] | None = None,
     ) -> None:
         self.model: nn.Module = getattr(model, "_orig_mod", model)
         self._loss_fn = loss_fn
+        self._dtype = dtype
+        self._transform = transform
         self._takes_model = _first_argument(loss_fn) == "model"
         if isinstance(head, str):
             modules = dict(self.model.named_modules())
@@ -151,8 +158,10 @@ class Observer:
         Raises:
             ValueError: If `loss_fn` does not return one loss per example.
         """
+        if self._dtype is not None:
+            return self.last_layer_gradients(batch).losses
         with self._undisturbed(), torch.no_grad():
-            return self._per_example_losses(batch).float()
+            return self._per_example_losses(self._seen(batch)).float()
 
     def last_layer_gradients(self, batch: Any) -> LastLayerGradients:
         """Measure losses and exact per-example gradients at the last layer.
@@ -170,13 +179,20 @@ class Observer:
             ValueError: If the model has no linear layer and `head` was not given, if the head did
                 not run exactly once, or if `loss_fn` does not return one loss per example.
         """
-        with self._undisturbed(), torch.no_grad():
+        device = self.device.type
+        autocast = torch.autocast(device, dtype=self._dtype, enabled=self._dtype is not None)
+        with self._undisturbed(), autocast, torch.no_grad():
+            batch = self._seen(batch)
             head = self.find_head(batch)
             inputs: list[Tensor] = []
             outputs: list[Tensor] = []
 
             def detach_input(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-                inputs.append(arguments[0].detach().requires_grad_())
+                hidden = arguments[0].detach()
+                if self._dtype is not None:
+                    hidden = hidden.float()
+                    torch.set_autocast_enabled(device, False)  # until torch.autocast() above ends
+                inputs.append(hidden.requires_grad_())
                 torch.set_grad_enabled(True)  # until torch.no_grad() above ends
                 return (inputs[-1], *arguments[1:])
 
@@ -311,6 +327,12 @@ class Observer:
                 f"got {type(self.model).__name__} without one."
             )
         return ran[-1]
+
+    def _seen(self, batch: Any) -> Any:
+        return batch if self._transform is None else self._transform(batch)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None)
 
     def _per_example_losses(self, batch: Any) -> Tensor:
         if self._takes_model:

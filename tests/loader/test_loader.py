@@ -297,12 +297,13 @@ def test_a_random_step_costs_one_and_costs_add_up():
     loader = make_loader(crest.Random(), model=model)
     train(loader, model, epochs=4)
     assert loader.history.cost == pytest.approx(loader.history.steps)
-    assert loader.history.overhead == 0
+    assert loader.history.break_even == 1
 
     greedy = make_loader(crest.GreedyMiniBatch(subset_size=64), model=model)
     train(greedy, model, epochs=4)
     # r forward passes more for each step of 3 m: 1 + 64 / (3 * 16)
     assert greedy.history.cost == pytest.approx(greedy.history.steps * (1 + 64 / 48))
+    assert greedy.history.break_even == pytest.approx(1 + 64 / 48)
     assert sum(greedy.history.seconds.values()) > 0
     assert greedy.history.updates == greedy.history.steps
 

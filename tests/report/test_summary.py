@@ -39,10 +39,10 @@ def test_table_by_hand(make_record):
         make_record("full", seed=1, accuracy=0.99, accuracy_gap=0.0),
     ]
     expected = """\
-strategy    accuracy %  gap to full %  steps  cost in random steps  overhead  seconds
---------  ------------  -------------  -----  --------------------  --------  -------
-crest            95.10              -  1,234                 9,876     700 %     12.3
-full      98.50 ± 0.71           0.00     10                    10       0 %      2.0"""
+strategy    accuracy %  gap to full %  steps  cost in random steps  break-even  seconds
+--------  ------------  -------------  -----  --------------------  ----------  -------
+crest            95.10              -  1,234                 9,876      8.00 x     12.3
+full      98.50 ± 0.71           0.00     10                    10      1.00 x      2.0"""
     assert format_table(records) == expected
 
 
@@ -78,6 +78,12 @@ def test_verdict_at_equal_time(make_record):
     line = verdict(records)
     assert "Equal steps: crest minus random is +10.00" in line
     assert "Equal time: -4.50 ± 0.71 points over 2 seeds, crest is worse" in line
+
+
+def test_verdict_names_the_break_even(make_record):
+    records = runs(make_record, "crest", [0.7, 0.8], overhead=0.31)
+    line = verdict(records + runs(make_record, "random", [0.6, 0.7]))
+    assert "It pays only if a step of crest is worth more than 1.31 random steps." in line
 
 
 def test_verdict_says_where_coresets_did_not_pay(make_record):

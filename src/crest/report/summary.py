@@ -105,6 +105,11 @@ def verdict(records: Iterable[dict[str, Any]]) -> str:
         f"Equal steps: {name} minus random is {_difference(name, groups[name], random)}."
         for name in ours
     ]
+    parts += [
+        f"It pays only if a step of {name} is worth more than "
+        f"{1 + _mean(groups[name], 'overhead'):.2f} random steps."
+        for name in ours
+    ]
     name, crest = ours[0], groups[ours[0]]
     if _EQUAL_TIME in groups:
         parts.append(f"Equal time: {_difference(name, crest, groups[_EQUAL_TIME])}.")

@@ -11,7 +11,7 @@ __all__ = ["format_table"]
 
 _HEADER = (
     *("strategy", "accuracy %", "gap to full %", "steps", "cost in random steps"),
-    *("overhead", "seconds"),
+    *("break-even", "seconds"),
 )
 
 
@@ -45,6 +45,6 @@ def _cells(summary: Summary) -> tuple[str, ...]:
         gap,
         f"{summary.steps:,.0f}",
         f"{summary.cost:,.0f}",
-        f"{100 * summary.overhead:,.0f} %",
+        f"{1 + summary.overhead:,.2f} x",
         f"{summary.seconds:,.1f}",
     )

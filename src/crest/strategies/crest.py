@@ -152,6 +152,11 @@ class Crest:
         }
         return cls(**{**settings, **changes})
 
+    @property
+    def models_nothing(self) -> bool:
+        """Whether no quadratic model is made: coresets are picked anew after every region."""
+        return self.curvature == "none" and self.error_threshold == 0
+
     def start(self, task: Task) -> Planner:
         """Begin Algorithm 1 with all examples in play.
 
@@ -199,10 +204,16 @@ class _CrestPlanner:
                 f"check_size must be in [1, {drawn}], at most what a round draws; "
                 f"got {self._check_size}."
             )
+        if not task.exact_losses and not settings.models_nothing:
+            raise ValueError(
+                "error_threshold must be 0 and curvature 'none' with observer_transform or "
+                "observer_model, whose losses are not those that a quadratic model is checked "
+                f"with; got {settings.error_threshold!r} and {settings.curvature!r}."
+            )
         self._pool = Pool(n, min_pool=min_pool)
         self._learned = (
             None
-            if settings.exclusion_interval is None
+            if settings.exclusion_interval is None or not task.exact_losses
             else LearnedExamples(n, settings.exclusion_interval, settings.loss_threshold)
         )
         self._schedule = AdaptiveSchedule(
@@ -367,7 +378,7 @@ class _CrestPlanner:
 
     def _fit_quadratic(self, examples: Examples, loss: float) -> QuadraticModel:
         """Smooth gradient and Hessian diagonal of the coresets, Eq. (6) to (9)."""
-        if self._settings.curvature == "none" and self._settings.error_threshold == 0:
+        if self._settings.models_nothing:
             return QuadraticModel(loss, torch.empty(0), torch.empty(0))  # nobody will ask it
         self._anchor = self._parameters(examples)
         parameters = examples.parameters(self._scope)

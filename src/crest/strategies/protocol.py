@@ -75,6 +75,8 @@ class Task:
         user_order: Draws the batches of the next epoch as the user's own loader would.
         dataset: The data set itself, to tell whether another one shares examples with it; not to
             be read from. None if there is nothing to tell.
+        exact_losses: Whether the losses beside last-layer gradients are those of the model on its
+            data, and not of a cheaper view or a cheaper model.
     """
 
     num_examples: int
@@ -85,6 +87,7 @@ class Task:
     labels: Tensor | None
     user_order: UserOrder
     dataset: Any = None
+    exact_losses: bool = True
 
 
 class UserOrder(Protocol):

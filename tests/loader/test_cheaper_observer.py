@@ -1,0 +1,136 @@
+"""Selecting with a cheaper view, a cheaper model or fewer bits."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import crest
+from crest.observer import Observer
+from toys import CRITERION, NUM_CLASSES, equal_parameters, make_loader, make_model, make_tensors
+
+SELECTING = crest.Crest(switch_off=False, subset_size=64)
+
+
+def planned(loader, batches=3):
+    """Indices and weights of some batches, with steps that change no parameter."""
+    found = []
+    iterator = iter(loader)
+    for _ in range(batches):
+        next(iterator)
+        with torch.no_grad():
+            next(loader._model.parameters()).add_(0)
+        batch = loader._region.batches[loader._cursor - 1]
+        found.append((batch.indices, batch.weights))
+    return found
+
+
+def equal_plans(one, other):
+    return all(
+        torch.equal(a, b)
+        for pair in zip(one, other, strict=True)
+        for a, b in zip(*pair, strict=True)
+    )
+
+
+def halve(batch):
+    inputs, targets = batch
+    return 0.5 * inputs, targets
+
+
+def test_a_transform_changes_what_is_selected_on_and_not_what_is_trained_on():
+    inputs, _ = make_tensors()
+    plain = make_loader(SELECTING, model=make_model())
+    cheap = make_loader(SELECTING, model=make_model(), observer_transform=halve)
+    same = make_loader(SELECTING, model=make_model(), observer_transform=lambda batch: batch)
+    assert equal_plans(planned(plain), planned(same))
+    assert not equal_plans(planned(plain), planned(cheap))
+    handed_out, _, _ = next(iter(cheap))
+    assert torch.equal(handed_out, inputs[cheap._region.batches[cheap._cursor - 1].indices])
+
+
+def test_selection_follows_the_observer_model():
+    model, other = make_model(0), make_model(1)
+    by_other = make_loader(SELECTING, model=model, observer_model=other)
+    assert equal_plans(planned(by_other), planned(make_loader(SELECTING, model=other)))
+    assert not equal_plans(planned(by_other), planned(make_loader(SELECTING, model=model)))
+
+
+def test_a_cheaper_pass_counts_for_its_share_of_the_operations():
+    wide = nn.Sequential(nn.Linear(20, 300), nn.ReLU(), nn.Linear(300, NUM_CLASSES))
+    proxy = nn.Linear(20, NUM_CLASSES)
+    loader = make_loader(SELECTING, model=wide, observer_model=proxy, batch_size=16)
+    next(iter(loader))
+    share = 20 * NUM_CLASSES / (20 * 300 + 300 * NUM_CLASSES)
+    first_pass = 64  # of the model itself, to count its operations
+    expected = first_pass + 64 * share
+    assert loader.history.passes["features"]["forward"] == pytest.approx(expected)
+
+
+def test_the_share_is_counted_once_also_after_resume():
+    def make():
+        return make_loader(SELECTING, model=make_model(), observer_model=make_model(1), budget=1)
+
+    whole, first, second = make(), make(), make()
+    planned(whole, 4)
+    planned(first, 2)
+    second.load_state_dict(first.state_dict())
+    planned(second, 2)
+    assert second.history.passes == whole.history.passes
+
+
+def test_autocast_keeps_the_head_precise_and_leaves_no_trace():
+    batch = make_tensors(32)
+    model = make_model(norm=True)
+    exact = Observer(model, CRITERION).last_layer_gradients(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        observer = Observer(model, CRITERION, dtype=torch.bfloat16)
+        seen = observer.last_layer_gradients(batch)
+        assert torch.is_autocast_enabled("cpu")
+    assert not torch.is_autocast_enabled("cpu")
+    assert not torch.equal(seen.inputs, exact.inputs)  # fewer bits were used
+    torch.testing.assert_close(seen.inputs, exact.inputs, rtol=0.02, atol=0.02)
+    assert all(part.dtype == torch.float32 for part in vars(seen).values())
+    probabilities = model[-1](seen.inputs).softmax(1)
+    classes = torch.nn.functional.one_hot(batch[1], NUM_CLASSES)
+    torch.testing.assert_close(seen.errors, (probabilities - classes).detach())
+    assert torch.equal(observer.losses(batch), seen.losses)
+
+
+def test_the_chunk_bounds_a_pass():
+    sizes = []
+    model = make_model()
+    model.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
+    planned(make_loader(SELECTING, model=model, observer_chunk=24), 1)
+    assert max(sizes) == 24
+
+
+def test_losses_of_a_cheaper_observer_exclude_nobody():
+    strategy = crest.Crest(
+        switch_off=False, subset_size=64, exclusion_interval=1, loss_threshold=1e9
+    )
+    for observer_model, excludes in ((None, True), (make_model(1), False)):
+        loader = make_loader(strategy, model=make_model(), observer_model=observer_model, budget=1)
+        planned(loader, 5)
+        active = loader.history.records[-1]["active"]
+        assert (active < 400) == excludes
+
+
+def test_a_quadratic_model_is_refused_beside_a_cheaper_observer():
+    message = re.escape("error_threshold must be 0 and curvature 'none' with observer_transform")
+    for options in ({"observer_model": make_model(1)}, {"observer_transform": halve}):
+        with pytest.raises(ValueError, match=message):
+            make_loader(crest.Crest.paper(subset_size=64), **options)
+
+
+def test_an_empty_chunk_is_refused():
+    with pytest.raises(ValueError, match=re.escape("observer_chunk must be >= 1 or None; got 0.")):
+        make_loader(observer_chunk=0)
+
+
+def test_the_observer_model_is_left_alone():
+    proxy, twin = make_model(1, norm=True), make_model(1, norm=True)
+    planned(make_loader(SELECTING, observer_model=proxy))
+    assert equal_parameters(proxy, twin)
+    assert all(parameter.grad is None for parameter in proxy.parameters())
