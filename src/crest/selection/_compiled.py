@@ -36,6 +36,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Result = TypeVar("Result")
 
 _COLUMNS_AT_ONCE = 1024  # of four rows, which then stay in the nearest cache
+_GAINS_AT_ONCE = 64  # few, to be looked through one by one
 _ROWS_AT_ONCE = 96  # of a Gram matrix, whose upper triangle is mirrored
 _WORTH_A_THREAD = 2**18  # entries of a distance matrix
 
@@ -121,6 +122,19 @@ def _largest(bits: Array) -> Any:
     for c in range(len(bits)):
         largest = max(largest, bits[c])
     return largest
+
+
+@_inline
+def _first_of_largest(bits: Array) -> int:
+    """Find the largest value block by block, for its place is then sought in one block only."""
+    most, first = bits[0], 0
+    for begin in range(0, len(bits), _GAINS_AT_ONCE):
+        some_most = _largest(bits[begin : begin + _GAINS_AT_ONCE])
+        if some_most > most:
+            most, first = some_most, begin
+    while bits[first] != most:
+        first += 1
+    return first
 
 
 @_inline
@@ -296,10 +310,7 @@ def _greedy(
     news = np.empty(r + 3, distances.dtype)
     counted = np.zeros(r, np.int32)
     for step in range(len(picks)):
-        most = _largest(gain_bits)
-        pick = 0
-        while gain_bits[pick] != most:
-            pick += 1
+        pick = _first_of_largest(gain_bits)
         picks[step] = pick
         sizes[step] = 0
         if weighted:
