@@ -140,6 +140,15 @@ def test_distances_may_be_given_instead(kind):
         assert torch.equal(rounded, before)
 
 
+@pytest.mark.parametrize("octaves", [1, 4, 7, 10, 16])
+def test_distances_of_any_spread_give_the_picks_of_the_definition(octaves):
+    for seed in range(5):
+        draws = torch.rand(60, 60, generator=torch.Generator().manual_seed(seed))
+        distances = ((draws + draws.T) / 2 * octaves).exp2().fill_diagonal_(0)
+        indices, _ = facility_location(distances=distances, batch_size=40)
+        assert indices.tolist() == reference.greedy_of_distances(distances, 40)
+
+
 def test_rows_longer_than_the_nearest_cache_change_no_pick():
     gradients = make_gradients(1101, 3)
     indices, sizes = facility_location(gradients, 15)

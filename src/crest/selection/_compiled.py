@@ -16,6 +16,7 @@ would survive neither a fork of the process nor two callers at once.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Result = TypeVar("Result")
 
 _COLUMNS_AT_ONCE = 1024  # of four rows, which then stay in the nearest cache
+_GAINS_AT_ONCE = 64  # few, to be looked through one by one
 _ROWS_AT_ONCE = 96  # of a Gram matrix, whose upper triangle is mirrored
 _WORTH_A_THREAD = 2**18  # entries of a distance matrix
 
@@ -123,31 +125,114 @@ def _largest(bits: Array) -> Any:
 
 
 @_inline
-def _lower(gains: Array, rows: tuple[Array, ...], olds: Array, news: Array) -> None:
+def _first_of_largest(bits: Array) -> int:
+    """Find the largest value block by block, for its place is then sought in one block only."""
+    most, first = bits[0], 0
+    for begin in range(0, len(bits), _GAINS_AT_ONCE):
+        some_most = _largest(bits[begin : begin + _GAINS_AT_ONCE])
+        if some_most > most:
+            most, first = some_most, begin
+    while bits[first] != most:
+        first += 1
+    return first
+
+
+@_inline
+def _lower_four(
+    gains: Array, distances: Array, closer: Array, olds: Array, news: Array, k: int
+) -> None:
     """Take from all gains what four rows, which come closer, no longer offer."""
-    row0, row1, row2, row3 = rows
-    old0, old1, old2, old3 = olds[0], olds[1], olds[2], olds[3]
-    new0, new1, new2, new3 = news[0], news[1], news[2], news[3]
+    row0, row1, row2, row3 = closer[k], closer[k + 1], closer[k + 2], closer[k + 3]
+    old0, old1, old2, old3 = olds[k], olds[k + 1], olds[k + 2], olds[k + 3]
+    new0, new1, new2, new3 = news[k], news[k + 1], news[k + 2], news[k + 3]
     # old - max(D, new), or 0 where D is larger than old, is old - t with t = D in [new, old].
     all_old = (np.float64(old0) + old1) + (np.float64(old2) + old3)
     for c in range(len(gains)):
-        t0 = np.float64(min(max(row0[c], new0), old0))
-        t1 = np.float64(min(max(row1[c], new1), old1))
-        t2 = np.float64(min(max(row2[c], new2), old2))
-        t3 = np.float64(min(max(row3[c], new3), old3))
+        t0 = np.float64(min(max(distances[row0, c], new0), old0))
+        t1 = np.float64(min(max(distances[row1, c], new1), old1))
+        t2 = np.float64(min(max(distances[row2, c], new2), old2))
+        t3 = np.float64(min(max(distances[row3, c], new3), old3))
         gains[c] -= all_old - ((t0 + t1) + (t2 + t3))
 
 
 @_inline
+def _count_four(
+    counted: Array,
+    scale: float,
+    distances: Array,
+    closer: Array,
+    olds: Array,
+    news: Array,
+    k: int,
+) -> None:
+    """Add the t of `_lower_four`, scaled to integers, of which a vector holds twice as many."""
+    row0, row1, row2, row3 = closer[k], closer[k + 1], closer[k + 2], closer[k + 3]
+    old0, old1, old2, old3 = olds[k], olds[k + 1], olds[k + 2], olds[k + 3]
+    new0, new1, new2, new3 = news[k], news[k + 1], news[k + 2], news[k + 3]
+    for c in range(len(counted)):
+        t0 = np.int32(scale * min(max(distances[row0, c], new0), old0))
+        t1 = np.int32(scale * min(max(distances[row1, c], new1), old1))
+        t2 = np.int32(scale * min(max(distances[row2, c], new2), old2))
+        t3 = np.int32(scale * min(max(distances[row3, c], new3), old3))
+        counted[c] += (t0 + t1) + (t2 + t3)
+
+
+@_inline
+def _lower_counted(gains: Array, counted: Array, unit: float, all_old: float) -> None:
+    """Do as `_lower_four` for all rows that `_count_four` has counted, and begin anew."""
+    for c in range(len(gains)):
+        gains[c] -= all_old - unit * counted[c]
+        counted[c] = 0
+
+
+@_inline
+def _lower(
+    gains: Array,
+    distances: Array,
+    closer: Array,
+    olds: Array,
+    news: Array,
+    count: int,
+    least: float,
+    counted: Array,
+) -> None:
+    """Take from all gains what the rows that come closer no longer offer.
+
+    A multiple of four rows, `count`; `least` is the least of `news`. `counted` is zeros, and is
+    left so.
+    """
+    # No t is below `least`, so that each is a multiple of the unit, the last bit of `least`. Where
+    # all olds together are below 2^31 units, so are all t, and their sums in int32 are exact.
+    exponent = math.frexp(least)[1]
+    limit = 128 * np.float64(least)
+    if exponent < -100 or distances.itemsize > 4:
+        limit = 0.0  # the scale would overflow; or the unit is that of a double
+    unit, scale = 2.0 ** (exponent - 24), distances.dtype.type(2.0 ** (24 - exponent))
+    all_old = 0.0
+    for k in range(0, count, 4):
+        more = (np.float64(olds[k]) + olds[k + 1]) + (np.float64(olds[k + 2]) + olds[k + 3])
+        if more > limit:
+            _lower_four(gains, distances, closer, olds, news, k)
+            continue
+        if all_old + more > limit:
+            _lower_counted(gains, counted, unit, all_old)
+            all_old = 0.0
+        _count_four(counted, scale, distances, closer, olds, news, k)
+        all_old += more
+    if all_old > 0:
+        _lower_counted(gains, counted, unit, all_old)
+
+
+@_inline
 def _clamp(row: Array, new: float, old: float, out: Array) -> None:
-    """Write the t of `_lower`. In a loop of its own it fills whole vectors."""
+    """Write the t of `_lower_four`. In a loop of its own it fills whole vectors."""
     for c in range(len(row)):
         out[c] = min(max(row[c], new), old)
 
 
 @_inline
 def _lower_clamped(gains: Array, clamped: tuple[Array, ...], olds: Array) -> None:
-    """Do as `_lower` for rows that `_clamp` has written: faster while they are in the cache."""
+    """Do as `_lower_four` for rows that `_clamp` has written."""
     t0, t1, t2, t3 = clamped
     all_old = (np.float64(olds[0]) + olds[1]) + (np.float64(olds[2]) + olds[3])
     for c in range(len(gains)):
@@ -220,21 +305,12 @@ def _greedy(
     column = np.empty(r, distances.dtype)
     is_closer = np.zeros(-(-r // 8) * 8, np.uint8)
     words = is_closer.view(np.uint64)
-    closer = np.empty(r, np.int64)
-    olds = np.empty(r, distances.dtype)
-    news = np.empty(r, distances.dtype)
-    # One array per row: slices of a matrix would lose the unit stride that vectors need.
-    clamped = (
-        np.empty(_COLUMNS_AT_ONCE, distances.dtype),
-        np.empty(_COLUMNS_AT_ONCE, distances.dtype),
-        np.empty(_COLUMNS_AT_ONCE, distances.dtype),
-        np.empty(_COLUMNS_AT_ONCE, distances.dtype),
-    )
+    closer = np.empty(r + 8, np.int64)
+    olds = np.empty(r + 3, distances.dtype)
+    news = np.empty(r + 3, distances.dtype)
+    counted = np.zeros(r, np.int32)
     for step in range(len(picks)):
-        most = _largest(gain_bits)
-        pick = 0
-        while gain_bits[pick] != most:
-            pick += 1
+        pick = _first_of_largest(gain_bits)
         picks[step] = pick
         sizes[step] = 0
         if weighted:
@@ -244,34 +320,31 @@ def _greedy(
             to_pick = distances[pick]
         for i in range(r):
             is_closer[i] = to_pick[i] < nearest[i]
+        is_closer[pick] = 0  # it comes down to 0, and is lowered on its own
         count = 0
         for word in range(len(words)):
             if words[word] == 0:  # as most are
                 continue
-            for i in range(8 * word, min(8 * word + 8, r)):
-                if is_closer[i]:
-                    closer[count], olds[count], news[count] = i, nearest[i], to_pick[i]
-                    nearest[i] = to_pick[i]
-                    owner[i] = step
-                    count += 1
+            for i in range(8 * word, 8 * word + 8):  # without a branch that is hard to foresee
+                closer[count] = i
+                count += is_closer[i]
+        least = empty
+        for k in range(count):
+            i = closer[k]
+            olds[k], news[k] = nearest[i], to_pick[i]
+            least = min(least, to_pick[i])
+            nearest[i] = to_pick[i]
+            owner[i] = step
+        old, new = nearest[pick], to_pick[pick]
+        nearest[pick] = min(new, old)
         owner[pick] = step  # even where an earlier pick equals it
         if step + 1 == len(picks):
             break
-        for k in range(0, count - 3, 4):
-            if r <= _COLUMNS_AT_ONCE:
-                for j in range(4):
-                    _clamp(distances[closer[k + j]], news[k + j], olds[k + j], clamped[j])
-                _lower_clamped(gains, clamped, olds[k : k + 4])
-            else:
-                rows = (
-                    distances[closer[k]],
-                    distances[closer[k + 1]],
-                    distances[closer[k + 2]],
-                    distances[closer[k + 3]],
-                )
-                _lower(gains, rows, olds[k : k + 4], news[k : k + 4])
-        for k in range(count - count % 4, count):
-            _lower_by_one(gains, distances[closer[k]], news[k], olds[k])
+        while count % 4 > 0:  # rows that lose nothing
+            closer[count], olds[count], news[count] = pick, least, least
+            count += 1
+        _lower(gains, distances, closer, olds, news, count, least, counted)
+        _lower_by_one(gains, distances[pick], new, old)
         gains[pick] = -1  # and stays there: where every row is at least as near, nothing is lost
     for i in range(r):
         sizes[owner[i]] += 1
