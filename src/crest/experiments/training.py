@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 import crest
 from crest.experiments.image_data import ImageData
 from crest.experiments.learning_rate import learning_rate_factor
+from crest.experiments.memory import keep_freed_memory
 from crest.experiments.networks import build_network
 from crest.experiments.settings import VALIDATION_FRACTION, RunSettings
 from crest.experiments.views import ImageViews
@@ -52,6 +53,8 @@ def train(
     """
     device = torch.device(settings.device)
     torch.set_num_threads(settings.threads)
+    if device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(settings.seed)
     model = build_network(
         settings.network, data.in_channels, data.image_size, len(data.classes)
