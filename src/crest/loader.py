@@ -316,6 +316,7 @@ class CoresetLoader:
         state = self.state_dict()
         del state["settings"]  # of any type, and the same by construction
         branch.load_state_dict({**copy.deepcopy(state), "settings": branch._settings})
+        branch._examples.share_views(self._examples)
         found = []
         with preserved_random_state(self.observer.device), _preserved_order(self._train_loader):
             for _ in range(count):

@@ -116,6 +116,21 @@ def test_the_order_of_the_users_own_loader_is_not_drawn_from():
     assert torch.equal(generator.get_state(), before)
 
 
+def test_views_that_are_held_are_not_read_again():
+    class Counting(NoisyData):
+        reads = 0
+
+        def __getitem__(self, index):
+            Counting.reads += 1
+            return super().__getitem__(index)
+
+    loader = make_loader(crest.Craig(subset_fraction=0.5), dataset=Counting())
+    next(iter(loader))
+    before = Counting.reads
+    loader.preview(5)  # of an epoch of 12
+    assert Counting.reads == before
+
+
 def test_previewed_batches_come_without_weights_in_any_form():
     loader = make_loader(crest.Random(), attach=lambda batch, weights, indices: "attached")
     ((_, batch),) = loader.preview(1)
