@@ -1,6 +1,7 @@
 """Looking ahead shows what comes next, and leaves no trace."""
 
 import copy
+import dataclasses
 import itertools
 import random
 import warnings
@@ -11,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import crest
+from crest.strategies.protocol import MiniBatch, Region
 from toys import CRITERION, NoisyData, equal_parameters, make_loader, make_model, make_tensors
 
 STRATEGIES = {
@@ -101,6 +103,35 @@ def test_looking_ahead_leaves_no_trace(name, num_workers):
         ends.append((without_clocks(loader), model))
     assert same(ends[0][0], ends[1][0])
     assert equal_parameters(ends[0][1], ends[1][1])
+
+
+class Counting:
+    """A planner whose state is a tensor that it goes on writing to."""
+
+    def __init__(self):
+        self.step = torch.zeros(1, dtype=torch.int64)
+
+    def next_region(self, examples, step):
+        self.step += 1
+        return Region([MiniBatch.unweighted(self.step % 400)])
+
+    def state_dict(self):
+        return {"step": self.step}
+
+    def load_state_dict(self, state):
+        self.step = state["step"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CountingStrategy:
+    def start(self, task):
+        return Counting()
+
+
+def test_a_state_that_is_still_written_to_is_copied():
+    loader = make_loader(CountingStrategy(), batch_size=1)
+    shown = [planned.indices.item() for planned, _ in loader.preview(3)]
+    assert shown == [planned.indices.item() for planned, _ in loader.preview(3)] == [1, 2, 3]
 
 
 def test_the_order_of_the_users_own_loader_is_not_drawn_from():
