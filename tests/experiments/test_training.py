@@ -78,7 +78,7 @@ def test_measuring_accuracy_takes_no_time(data, monkeypatch):
         return result
 
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(training._Evaluator, "__call__", lambda self, model: move(100.0, 0.5))
+    monkeypatch.setattr(training._Evaluator, "accuracy", lambda self, model: move(100.0, 0.5))
     record = train(make(evaluations=7), data, on_step=lambda step: move(1.0))
     assert [point["seconds"] for point in record["curve"]] == [4, 8, 12, 16, 20, 24, 28]
     assert record["seconds"] == 28

@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 import crest
+from crest.experiments.diagnosis import Diagnosis, check_diagnostics, evenly_spaced
 from crest.experiments.image_data import ImageData
 from crest.experiments.learning_rate import learning_rate_factor
 from crest.experiments.memory import keep_freed_memory
@@ -29,28 +30,36 @@ _EVALUATION_BATCH = 250  # test images in one forward pass; more do not fit a ca
 
 
 def train(
-    settings: RunSettings, data: ImageData, *, on_step: Callable[[int], None] | None = None
+    settings: RunSettings,
+    data: ImageData,
+    *,
+    on_step: Callable[[int], None] | None = None,
+    diagnostics: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train once and measure. Seeds torch's global generator and sets its threads.
 
-    Measuring accuracy costs no time: clocks stand still meanwhile. One step on a copy of the model
-    comes before the clock starts, so that what is compiled or allocated once counts for no run.
+    Measuring costs no time, as clocks stand still meanwhile, and changes nothing else: runs with
+    and without diagnostics end with the same parameters. One step on a copy of the model comes
+    before the clock starts, so that what is compiled or allocated once counts for no run.
 
     Args:
         settings: What to train and how.
         data: Train and test images.
         on_step: Called with the number of steps taken, after each.
+        diagnostics: What else to measure, some of `diagnosis.DIAGNOSTICS`.
 
     Returns:
         The record of the run, primitives only: `data`, `network`, `strategy`, `seed`,
         `equal_time` (whether N was given in place of a budget) and `settings`; `steps`, test
         `accuracy` as a fraction, `seconds`, `cost` in random steps, `overhead` as a fraction and
-        `updates`; `curve`, a list of `step`, `seconds` and `accuracy`; `parameters`, `history`,
-        `versions` and `machine`.
+        `updates`; `curve`, a list of `step`, `seconds` and `accuracy`; `diagnostics`, see
+        `Diagnosis.to_record`; `parameters`, `history`, `versions` and `machine`.
 
     Raises:
-        ValueError: If settings and data do not fit, or the loss is not finite.
+        ValueError: If settings and data do not fit, a diagnostic is unknown, or the loss is not
+            finite.
     """
+    check_diagnostics(diagnostics)
     device = torch.device(settings.device)
     torch.set_num_threads(settings.threads)
     if device.type == "cpu":
@@ -64,17 +73,15 @@ def train(
 
     num_steps = count_steps(settings, data)
     schedule_steps = settings.count_schedule_steps(_steps_per_epoch(settings, data))
-    evaluate_at = {
-        math.ceil(num_steps * part / settings.evaluations)
-        for part in range(1, settings.evaluations)
-    } - {num_steps}
-    accuracy_of = _Evaluator(views, data, device)
+    evaluate_at = evenly_spaced(num_steps, settings.evaluations)
+    evaluator = _Evaluator(views, data.test_images, data.test_labels, device)
     criterion = nn.CrossEntropyLoss(reduction="none")
     loader = _make_loader(settings, data, views, model)
     optimizer = _make_optimizer(settings, model)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, schedule_steps)
     )
+    diagnosis = _make_diagnosis(diagnostics, settings, data, views, model, loader)
     curve: list[dict[str, float]] = []
     clock = _Clock(device)
     step = 0
@@ -90,17 +97,17 @@ def train(
             step += 1
             if on_step is not None:
                 on_step(step)
-            if step == num_steps:
-                break
-            if step in evaluate_at:
+            if diagnosis.is_due(step) or step in evaluate_at:
                 seconds = clock.stop()
                 _check_finite(loss, step)
-                curve.append({"step": step, "seconds": seconds, "accuracy": accuracy_of(model)})
+                if step in evaluate_at:
+                    accuracy = evaluator.accuracy(model)
+                    curve.append({"step": step, "seconds": seconds, "accuracy": accuracy})
+                diagnosis.measure(step)
+                if step == num_steps:
+                    break
                 # The loader books the time between two batches as training; this was none.
                 loader.history.seconds["train"] -= clock.start()
-    seconds = clock.stop()
-    _check_finite(loss, step)
-    curve.append({"step": step, "seconds": seconds, "accuracy": accuracy_of(model)})
     return {
         "data": settings.data,
         "network": settings.network,
@@ -110,13 +117,14 @@ def train(
         "settings": settings.to_record(data.fingerprint),
         "steps": step,
         "accuracy": curve[-1]["accuracy"],
-        "seconds": seconds,
+        "seconds": curve[-1]["seconds"],
         "cost": loader.history.cost,
         "overhead": loader.history.overhead,
         "updates": loader.history.updates,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "curve": curve,
         "history": loader.history.to_dict(),
+        "diagnostics": diagnosis.to_record(),
         "versions": {
             "crest": crest.__version__,
             "torch": torch.__version__,
@@ -159,14 +167,10 @@ def _make_loader(
     dataset: Dataset[Any] = views
     validation_loader = None
     if settings.strategy == "glister":
-        n = len(views)
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(settings.seed)).tolist()
-        num_held_out = max(round(VALIDATION_FRACTION * n), 1)
+        held_out, trained = _split(settings, len(views))
         clean = ImageViews(data, settings.device, augment=False)
-        validation_loader = DataLoader(
-            Subset(clean, order[:num_held_out]), batch_size=settings.batch_size
-        )
-        dataset = Subset(views, order[num_held_out:])
+        validation_loader = DataLoader(Subset(clean, held_out), batch_size=settings.batch_size)
+        dataset = Subset(views, trained)
     train_loader = DataLoader(
         dataset,
         batch_size=settings.batch_size,
@@ -183,6 +187,38 @@ def _make_loader(
         ),
         budget=settings.budget,
         seed=settings.seed,
+    )
+
+
+def _split(settings: RunSettings, n: int) -> tuple[list[int], list[int]]:
+    """Divide the train images into those held out and those trained on."""
+    if settings.strategy != "glister":
+        return [], list(range(n))
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(settings.seed)).tolist()
+    num_held_out = max(round(VALIDATION_FRACTION * n), 1)
+    return order[:num_held_out], order[num_held_out:]
+
+
+def _make_diagnosis(
+    names: Sequence[str],
+    settings: RunSettings,
+    data: ImageData,
+    views: ImageViews,
+    model: nn.Module,
+    loader: crest.CoresetLoader,
+) -> Diagnosis:
+    def look() -> Tensor:
+        _, trained = _split(settings, len(views))
+        images, labels = data.train_images[trained], data.train_labels[trained]
+        return _Evaluator(views, images, labels, torch.device(settings.device)).correct(model)
+
+    return Diagnosis(
+        names,
+        loader,
+        look,
+        count_steps(settings, data),
+        settings.evaluations,
+        getattr(settings.make_strategy(), "subset_size", None),
     )
 
 
@@ -218,26 +254,33 @@ def _check_finite(loss: Tensor, step: int) -> None:
 
 
 class _Evaluator:
-    """Measures accuracy on all test images, in eval mode."""
+    """Looks at all of some images without augmentation, in eval mode."""
 
-    def __init__(self, views: ImageViews, data: ImageData, device: torch.device) -> None:
+    def __init__(
+        self, views: ImageViews, images: Tensor, labels: Tensor, device: torch.device
+    ) -> None:
         self._views = views
-        self._images = data.test_images.to(device)
-        self._labels = data.test_labels.to(device)
+        self._images = images.to(device)
+        self._labels = labels.to(device)
 
-    def __call__(self, model: nn.Module) -> float:
+    def accuracy(self, model: nn.Module) -> float:
+        """Measure the fraction of the images that the model has right."""
+        return int(self.correct(model).sum()) / len(self._labels)
+
+    def correct(self, model: nn.Module) -> Tensor:
+        """Tell which images the model has right."""
         model.eval()
-        correct = 0
         with torch.inference_mode():
-            for images, labels in zip(
-                self._images.split(_EVALUATION_BATCH),
-                self._labels.split(_EVALUATION_BATCH),
-                strict=True,
-            ):
-                predicted = model(self._views.normalize(images)).argmax(1)
-                correct += int((predicted == labels).sum())
+            correct = [
+                model(self._views.normalize(images)).argmax(1) == labels
+                for images, labels in zip(
+                    self._images.split(_EVALUATION_BATCH),
+                    self._labels.split(_EVALUATION_BATCH),
+                    strict=True,
+                )
+            ]
         model.train()
-        return correct / len(self._labels)
+        return torch.cat(correct)
 
 
 class _Clock:
