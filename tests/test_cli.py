@@ -102,7 +102,7 @@ def test_every_baseline_runs_from_the_command_line(tmp_path):
         ("compare digits --epochs 0", "--epochs: must be an integer >= 1; got '0'"),
         ("compare digits --epochs", "--epochs: expected one argument"),
         ("compare digits --lr -1", "--lr: must be a number > 0; got '-1'"),
-        ("compare digits --batch-size 5000", "train images, 1437; got 5000"),
+        ("compare digits --batch-size 5000", "train examples, 1437; got 5000"),
         ("run digits --option tau=3", "option must be one of .*got 'tau'"),
         ("run digits --option tau", "must look like subset_size=500; got 'tau'"),
         (

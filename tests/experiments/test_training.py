@@ -78,7 +78,7 @@ def test_measuring_accuracy_takes_no_time(data, monkeypatch):
         return result
 
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(training._Evaluator, "__call__", lambda self, model: move(100.0, 0.5))
+    monkeypatch.setattr(training, "_accuracy", lambda model, views: move(100.0, 0.5))
     record = train(make(evaluations=7), data, on_step=lambda step: move(1.0))
     assert [point["seconds"] for point in record["curve"]] == [4, 8, 12, 16, 20, 24, 28]
     assert record["seconds"] == 28
@@ -156,5 +156,5 @@ def test_diverging_loss_is_named(data):
 
 
 def test_batch_larger_than_the_data_is_refused(data):
-    with pytest.raises(ValueError, match="number of train images, 60; got 61"):
+    with pytest.raises(ValueError, match="number of train examples, 60; got 61"):
         count_steps(make(batch_size=61), data)

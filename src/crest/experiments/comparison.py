@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from crest.experiments.image_data import ImageData
+from crest.experiments.protocol import LabelledData
 from crest.experiments.results import Results
 from crest.experiments.settings import RunSettings
 from crest.experiments.training import count_steps, train
@@ -38,7 +38,7 @@ class Progress(Protocol):
 
 def compare(
     plan: Sequence[RunSettings],
-    data: ImageData,
+    data: LabelledData,
     results: Results,
     progress: Progress,
     *,
@@ -48,7 +48,7 @@ def compare(
 
     Args:
         plan: Runs in order.
-        data: Train and test images.
+        data: Train and test examples.
         results: Takes each record as soon as its run is finished.
         progress: Is told how far it is.
         time_matched: Add, for each seed, a run of random batches whose schedule is stretched to
@@ -77,7 +77,7 @@ def compare(
 
 
 def _run_all(
-    plan: Sequence[RunSettings], data: ImageData, results: Results, progress: Progress
+    plan: Sequence[RunSettings], data: LabelledData, results: Results, progress: Progress
 ) -> list[dict[str, Any]]:
     """Train what is not there yet, and return what to look the records up by."""
     looked_up = [settings.to_record(data.fingerprint) for settings in plan]
@@ -97,7 +97,7 @@ def _run_all(
 
 
 def _plan_equal_time(
-    plan: Sequence[RunSettings], data: ImageData, results: Results
+    plan: Sequence[RunSettings], data: LabelledData, results: Results
 ) -> list[RunSettings]:
     """Stretch each random run to the seconds that CREST took with the same seed."""
     found: dict[tuple[str, int], dict[str, Any]] = {}

@@ -8,27 +8,32 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset, Subset
 
 import crest
-from crest.experiments.image_data import ImageData
+from crest.experiments.checkpoint import Checkpoint, Paused
 from crest.experiments.learning_rate import learning_rate_factor
-from crest.experiments.networks import build_network
+from crest.experiments.protocol import LabelledData, Views
 from crest.experiments.settings import VALIDATION_FRACTION, RunSettings
-from crest.experiments.views import ImageViews
 
 __all__ = ["count_steps", "train"]
 
-_EVALUATION_BATCH = 250  # test images in one forward pass; more do not fit a cache
+_EVALUATION_BATCH = 250  # test examples in one forward pass; more do not fit a cache
 
 
 def train(
-    settings: RunSettings, data: ImageData, *, on_step: Callable[[int], None] | None = None
+    settings: RunSettings,
+    data: LabelledData,
+    *,
+    on_step: Callable[[int], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> dict[str, Any]:
     """Train once and measure. Seeds torch's global generator and sets its threads.
 
@@ -37,8 +42,10 @@ def train(
 
     Args:
         settings: What to train and how.
-        data: Train and test images.
+        data: Train and test examples.
         on_step: Called with the number of steps taken, after each.
+        checkpoint: Where the run is saved now and then; if it was, the run goes on from there and
+            ends as if it had never stopped. Clocks count the seconds of all parts.
 
     Returns:
         The record of the run, primitives only: `data`, `network`, `strategy`, `seed`,
@@ -48,15 +55,15 @@ def train(
         `versions` and `machine`.
 
     Raises:
+        Paused: If the time of the checkpoint is up.
         ValueError: If settings and data do not fit, or the loss is not finite.
     """
     device = torch.device(settings.device)
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
-    model = build_network(
-        settings.network, data.in_channels, data.image_size, len(data.classes)
-    ).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    views = ImageViews(data, device, augment=settings.augment)
+    model = data.build_network(settings.network).to(device)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    views = data.make_views(device, augment=settings.augment)
     _rehearse(settings, data, views, model)
 
     num_steps = count_steps(settings, data)
@@ -65,16 +72,20 @@ def train(
         math.ceil(num_steps * part / settings.evaluations)
         for part in range(1, settings.evaluations)
     } - {num_steps}
-    accuracy_of = _Evaluator(views, data, device)
     criterion = nn.CrossEntropyLoss(reduction="none")
-    loader = _make_loader(settings, data, views, model)
+    loader, order = _make_loader(settings, data, views, model)
     optimizer = _make_optimizer(settings, model)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, schedule_steps)
+    scheduler = LambdaLR(
+        optimizer,
+        lambda step: (
+            1.0 if settings.optimizer == "adamw" else learning_rate_factor(step, schedule_steps)
+        ),
     )
-    curve: list[dict[str, float]] = []
-    clock = _Clock(device)
-    step = 0
+    run = _Run(model, optimizer, scheduler, loader, order, device)
+    saved = None if checkpoint is None else checkpoint.load()
+    seconds = 0.0 if saved is None else run.load_state_dict(saved)
+    curve, step = run.curve, run.step
+    clock = _Clock(device, seconds)
     while step < num_steps:
         for inputs, targets, weights in loader:
             losses = criterion(model(inputs), targets.to(device))
@@ -84,20 +95,27 @@ def train(
             loss.backward()
             optimizer.step()
             scheduler.step()
-            step += 1
+            step = run.step = step + 1
             if on_step is not None:
                 on_step(step)
             if step == num_steps:
                 break
-            if step in evaluate_at:
+            saves = checkpoint is not None and checkpoint.is_due
+            if step in evaluate_at or saves:
                 seconds = clock.stop()
                 _check_finite(loss, step)
-                curve.append({"step": step, "seconds": seconds, "accuracy": accuracy_of(model)})
+                if step in evaluate_at:
+                    accuracy = _accuracy(model, views)
+                    curve.append({"step": step, "seconds": seconds, "accuracy": accuracy})
+                if checkpoint is not None and saves:
+                    checkpoint.save(run.state_dict(seconds))
+                    if checkpoint.time_is_up:
+                        raise Paused
                 # The loader books the time between two batches as training; this was none.
                 loader.history.seconds["train"] -= clock.start()
     seconds = clock.stop()
     _check_finite(loss, step)
-    curve.append({"step": step, "seconds": seconds, "accuracy": accuracy_of(model)})
+    curve.append({"step": step, "seconds": seconds, "accuracy": _accuracy(model, views)})
     return {
         "data": settings.data,
         "network": settings.network,
@@ -124,7 +142,7 @@ def train(
     }
 
 
-def count_steps(settings: RunSettings, data: ImageData) -> int:
+def count_steps(settings: RunSettings, data: LabelledData) -> int:
     """Compute the steps of a run.
 
     Args:
@@ -140,38 +158,40 @@ def count_steps(settings: RunSettings, data: ImageData) -> int:
     return settings.count_steps(_steps_per_epoch(settings, data))
 
 
-def _steps_per_epoch(settings: RunSettings, data: ImageData) -> int:
-    n = len(data.train_images)
+def _steps_per_epoch(settings: RunSettings, data: LabelledData) -> int:
+    n = data.num_train
     if settings.batch_size > n:
         raise ValueError(
-            f"batch_size must be at most the number of train images, {n}; "
+            f"batch_size must be at most the number of train examples, {n}; "
             f"got {settings.batch_size}."
         )
     return n // settings.batch_size
 
 
 def _make_loader(
-    settings: RunSettings, data: ImageData, views: ImageViews, model: nn.Module
-) -> crest.CoresetLoader:
-    dataset: Dataset[Any] = views
+    settings: RunSettings, data: LabelledData, views: Views, model: nn.Module
+) -> tuple[crest.CoresetLoader, torch.Generator]:
+    """Make the loader, and the generator of the order that full training takes."""
+    dataset = cast(Dataset[Any], views)
+    generator = torch.Generator().manual_seed(settings.seed)
     validation_loader = None
     if settings.strategy == "glister":
         n = len(views)
         order = torch.randperm(n, generator=torch.Generator().manual_seed(settings.seed)).tolist()
         num_held_out = max(round(VALIDATION_FRACTION * n), 1)
-        clean = ImageViews(data, settings.device, augment=False)
+        clean = cast(Dataset[Any], data.make_views(settings.device, augment=False))
         validation_loader = DataLoader(
             Subset(clean, order[:num_held_out]), batch_size=settings.batch_size
         )
-        dataset = Subset(views, order[num_held_out:])
+        dataset = Subset(dataset, order[num_held_out:])
     train_loader = DataLoader(
         dataset,
         batch_size=settings.batch_size,
         shuffle=True,
         drop_last=True,  # every step of every strategy has m examples
-        generator=torch.Generator().manual_seed(settings.seed),
+        generator=generator,
     )
-    return crest.CoresetLoader(
+    loader = crest.CoresetLoader(
         train_loader,
         model,
         loss_fn=nn.CrossEntropyLoss(reduction="none"),
@@ -181,9 +201,14 @@ def _make_loader(
         budget=settings.budget,
         seed=settings.seed,
     )
+    return loader, generator
 
 
-def _make_optimizer(settings: RunSettings, model: nn.Module) -> torch.optim.SGD:
+def _make_optimizer(settings: RunSettings, model: nn.Module) -> torch.optim.Optimizer:
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(
+            model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+        )
     return torch.optim.SGD(
         model.parameters(),
         lr=settings.lr,
@@ -192,13 +217,13 @@ def _make_optimizer(settings: RunSettings, model: nn.Module) -> torch.optim.SGD:
     )
 
 
-def _rehearse(settings: RunSettings, data: ImageData, views: ImageViews, model: nn.Module) -> None:
+def _rehearse(settings: RunSettings, data: LabelledData, views: Views, model: nn.Module) -> None:
     """Take one step on a copy, leaving model and random states as they are."""
     device = torch.device(settings.device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         actor = copy.deepcopy(model)
         optimizer = _make_optimizer(settings, actor)
-        for inputs, targets, weights in _make_loader(settings, data, views, actor):
+        for inputs, targets, weights in _make_loader(settings, data, views, actor)[0]:
             losses = nn.functional.cross_entropy(
                 actor(inputs), targets.to(device), reduction="none"
             )
@@ -214,35 +239,69 @@ def _check_finite(loss: Tensor, step: int) -> None:
         )
 
 
-class _Evaluator:
-    """Measures accuracy on all test images, in eval mode."""
+def _accuracy(model: nn.Module, views: Views) -> float:
+    """Measure accuracy on all test examples, in eval mode."""
+    model.eval()
+    correct = count = 0
+    with torch.inference_mode():
+        for inputs, labels in views.test_batches(_EVALUATION_BATCH):
+            correct += int((model(inputs).argmax(1) == labels).sum())
+            count += len(labels)
+    model.train()
+    return correct / count
 
-    def __init__(self, views: ImageViews, data: ImageData, device: torch.device) -> None:
-        self._views = views
-        self._images = data.test_images.to(device)
-        self._labels = data.test_labels.to(device)
 
-    def __call__(self, model: nn.Module) -> float:
-        model.eval()
-        correct = 0
-        with torch.inference_mode():
-            for images, labels in zip(
-                self._images.split(_EVALUATION_BATCH),
-                self._labels.split(_EVALUATION_BATCH),
-                strict=True,
-            ):
-                predicted = model(self._views.normalize(images)).argmax(1)
-                correct += int((predicted == labels).sum())
-        model.train()
-        return correct / len(self._labels)
+@dataclass
+class _Run:
+    """All that changes while a run is under way."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: LambdaLR
+    loader: crest.CoresetLoader
+    order: torch.Generator
+    device: torch.device
+    step: int = 0
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+    def state_dict(self, seconds: float) -> dict[str, Any]:
+        on_cuda = self.device.type == "cuda"
+        return {
+            "step": self.step,
+            "curve": self.curve,
+            "seconds": seconds,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "loader": self.loader.state_dict(),
+            "records": self.loader.history.records,  # all; the loader keeps the newest
+            "order": self.order.get_state(),
+            "random": torch.get_rng_state(),
+            "cuda_random": torch.cuda.get_rng_state(self.device) if on_cuda else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> float:
+        """Go on from there, and return the seconds that it took to get there."""
+        self.step, self.curve = state["step"], state["curve"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.loader.load_state_dict(state["loader"])
+        self.loader.history.records = state["records"]
+        self.order.set_state(state["order"])
+        torch.set_rng_state(state["random"])
+        if state["cuda_random"] is not None:
+            torch.cuda.set_rng_state(state["cuda_random"], self.device)
+        seconds: float = state["seconds"]
+        return seconds
 
 
 class _Clock:
     """Wall time with pauses, once the device has done what it was given."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, seconds: float = 0.0) -> None:
         self._device = device
-        self._seconds = 0.0
+        self._seconds = seconds
         self._turned = self._now()
 
     def stop(self) -> float:
