@@ -18,6 +18,7 @@ LAYERS = [
     ["strategies"],
     ["history", "reader", "examples"],
     ["loader"],
+    ["diagnostics"],
     ["experiments"],
     ["report"],
     ["cli"],

@@ -18,6 +18,7 @@ import crest
 from crest.experiments.choices import check_choice
 from crest.experiments.comparison import compare
 from crest.experiments.datasets import DATASETS, load_dataset
+from crest.experiments.diagnosis import DIAGNOSTICS, check_diagnostics
 from crest.experiments.networks import NETWORKS
 from crest.experiments.optional import require
 from crest.experiments.planning import plan_runs
@@ -92,6 +93,7 @@ def _train_all(
     chosen: argparse.Namespace, plan: list[RunSettings], *, time_matched: bool = False
 ) -> list[dict[str, Any]]:
     """Check what can be checked before the first step, then train."""
+    check_diagnostics(chosen.diagnostics)
     try:
         chosen.out.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
@@ -101,7 +103,14 @@ def _train_all(
     results = Results(chosen.out / "results.json")
     data = load_dataset(chosen.data, chosen.data_dir, image_size=chosen.image_size)
     with make_progress() as progress:
-        return compare(plan, data, results, progress, time_matched=time_matched)
+        return compare(
+            plan,
+            data,
+            results,
+            progress,
+            time_matched=time_matched,
+            diagnostics=chosen.diagnostics,
+        )
 
 
 def _plan(
@@ -167,7 +176,7 @@ def _make_parser() -> _Parser:
     )
     many.add_argument(
         "--strategies",
-        type=lambda text: [word.strip() for word in text.split(",")],
+        type=_words,
         default=["crest", "random", "full"],
         metavar="A,B",
         help=f"{_list(STRATEGIES)} (default: crest,random,full)",
@@ -220,6 +229,13 @@ def _add_common(parser: argparse.ArgumentParser, out: str) -> None:
         metavar="N",
         help="how often test accuracy is measured, off the clock (default: 20)",
     )
+    add(
+        "--diagnostics",
+        type=_words,
+        default=[],
+        metavar="A,B",
+        help=f"what else to measure, off the clock: {_list(DIAGNOSTICS)} (default: nothing)",
+    )
     add("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="default: data")
     add("--image-size", type=_positive, default=64, metavar="PX", help="for images (default: 64)")
     add(
@@ -251,6 +267,10 @@ def _parse(parser: _Parser, arguments: Sequence[str]) -> argparse.Namespace:
             f"{given[0]} is no option of crest {chosen.command_name or ''}.{hint} See --help."
         )
     return chosen
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
 
 
 def _list(names: Sequence[str] | dict[str, Any]) -> str:

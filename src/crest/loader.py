@@ -7,7 +7,8 @@ import dataclasses
 import functools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -22,10 +23,10 @@ from torch.utils.data import (
 
 from crest.examples import ObservedExamples
 from crest.history import History
-from crest.observer import Observer
-from crest.reader import Reader, Request
+from crest.observer import Observer, preserved_random_state
+from crest.reader import Reader, Request, place
 from crest.strategies import Crest, Full, Strategy
-from crest.strategies.protocol import LearnsFromTraining, MiniBatch, Region, Task
+from crest.strategies.protocol import Excludes, LearnsFromTraining, MiniBatch, Region, Task
 
 __all__ = ["CoresetLoader", "weighted_mean"]
 
@@ -75,6 +76,7 @@ class CoresetLoader:
 
     Attributes:
         history: Records, seconds and costs, see `crest.history.History`.
+        observer: Looks at the model without a trace, see `crest.observer.Observer`.
 
     Args:
         train_loader: An ordinary DataLoader over a map-style dataset, with shuffling or without.
@@ -145,6 +147,18 @@ class CoresetLoader:
             )
         self._train_loader = train_loader
         self._model = model
+        self._arguments: dict[str, Any] = {
+            "loss_fn": loss_fn,
+            "strategy": strategy,
+            "budget": budget,
+            "batch_size": batch_size,
+            "accumulation_steps": accumulation_steps,
+            "seed": seed,
+            "labels": labels,
+            "head": head,
+            "selection_dataset": selection_dataset,
+            "attach": attach,
+        }
         self._accumulation_steps = accumulation_steps
         self._attach = attach
         self._trains_on_held = selection_dataset is None
@@ -161,8 +175,8 @@ class CoresetLoader:
 
         self._plan_generator = torch.Generator().manual_seed(seed)
         self._view_generator = torch.Generator().manual_seed(seed + 1)
-        observer = Observer(model, loss_fn, head=head)
-        self.history = History(batch_size * accumulation_steps, observer.device)
+        self.observer = Observer(model, loss_fn, head=head)
+        self.history = History(batch_size * accumulation_steps, self.observer.device)
         self._reader = Reader(train_loader)
         known_labels = torch.full((self._dataset_length,), -1)
         if labels is not None:
@@ -174,7 +188,7 @@ class CoresetLoader:
             )
         self._examples = ObservedExamples(
             self._reader if selection_dataset is None else Reader(train_loader, selection_dataset),
-            observer,
+            self.observer,
             self.history,
             self._view_generator,
             max(batch_size, 128),
@@ -207,6 +221,29 @@ class CoresetLoader:
     def __len__(self) -> int:
         """Return the number of batches in a short epoch."""
         return self._length
+
+    @property
+    def num_examples(self) -> int:
+        """Number of examples in the data set, n."""
+        return self._dataset_length
+
+    @property
+    def batch_size(self) -> int:
+        """Examples in a mini-batch, m."""
+        size: int = self._arguments["batch_size"]
+        return size
+
+    @property
+    def handed_out(self) -> MiniBatch | None:
+        """Examples and weights of the batch that was handed out last, None before the first."""
+        return self._region.batches[self._cursor - 1] if self._cursor else None
+
+    @property
+    def active(self) -> Tensor:
+        """Which examples are in play, bool, shape (n,): all, but for strategies that exclude."""
+        if isinstance(self._planner, Excludes):
+            return self._planner.active.clone()
+        return torch.ones(self._dataset_length, dtype=torch.bool)
 
     def __iter__(self) -> Iterator[Any]:
         """Iterate over one short epoch; after `load_state_dict`, over what is left of it."""
@@ -243,9 +280,9 @@ class CoresetLoader:
             ...     loader.observe(losses)
             ...     weighted_mean(losses, weights).backward()
         """
-        if self._cursor == 0:
+        if self.handed_out is None:
             raise ValueError("observe needs a batch that was handed out; got none so far.")
-        indices = self._region.batches[self._cursor - 1].indices
+        indices = self.handed_out.indices
         if losses.shape != indices.shape:
             raise ValueError(
                 "losses must be one per example of the batch that was handed out last, shape "
@@ -253,6 +290,56 @@ class CoresetLoader:
             )
         if isinstance(self._planner, LearnsFromTraining):
             self._planner.observe(indices, losses.detach())
+
+    def preview(self, count: int) -> list[tuple[MiniBatch, Any]]:
+        """Look at the mini-batches that would come next if the parameters stayed as they are.
+
+        They are the rest of the region, and then what the strategy plans at the present
+        parameters. Loader, model, history and random states stay as they are; samplers of your own
+        do if all their randomness comes from `sampler.generator` or the global states.
+
+        Args:
+            count: How many, >= 1.
+
+        Returns:
+            Examples and weights of each, and the batch without weights, on the device of the model.
+
+        Example:
+            >>> from torch.utils.data import TensorDataset
+            >>> data = TensorDataset(torch.randn(64, 4), torch.randint(2, (64,)))
+            >>> model, criterion = nn.Linear(4, 2), nn.CrossEntropyLoss(reduction="none")
+            >>> loader = CoresetLoader(DataLoader(data, batch_size=8), model, loss_fn=criterion)
+            >>> [float(planned.weights.sum()) for planned, batch in loader.preview(3)]
+            [8.0, 8.0, 8.0]
+        """
+        branch = CoresetLoader(self._train_loader, self._model, **self._arguments)
+        branch.load_state_dict(copy.deepcopy(self.state_dict()))
+        found = []
+        with preserved_random_state(self.observer.device), _preserved_order(self._train_loader):
+            for _ in range(count):
+                branch._untrained = 0  # that nothing is trained is no lag here
+                planned, batch = branch._fetch()
+                found.append((planned, place(batch, self.observer.device)))
+        return found
+
+    def read(self, batches: Sequence[Tensor], seed: int) -> Iterator[Any]:
+        """Read views of any examples, as training would.
+
+        Args:
+            batches: Example indices of each batch, int64.
+            seed: Seeds the views; the random states stay as they are.
+
+        Returns:
+            The batches without weights, on the device of the model.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        seeds: list[int] = torch.randint(2**62, (len(batches),), generator=generator).tolist()
+        requests = [
+            Request(indices.tolist(), view_seed, collate=True)
+            for indices, view_seed in zip(batches, seeds, strict=True)
+        ]
+        stream = Reader(self._train_loader).stream(requests)
+        return (place(batch, self.observer.device) for batch in stream)
 
     def set_epoch(self, epoch: int) -> None:
         """Pass the epoch on to the sampler of the user's loader, if it wants to know.
@@ -333,6 +420,10 @@ class CoresetLoader:
         self.history.load_state_dict(state["history"])
 
     def _next_batch(self) -> Any:
+        planned, batch = self._fetch()
+        return self._with_weights(batch, planned)
+
+    def _fetch(self) -> tuple[MiniBatch, Any]:
         self._watch_parameters()
         if self._cursor == len(self._region.batches):
             self._plan()
@@ -348,7 +439,7 @@ class CoresetLoader:
         self.history.steps = math.ceil(self._total / self._accumulation_steps)
         m = len(planned.indices)
         self.history.count("train", forward=m, backward=m)
-        return self._with_weights(batch, planned)
+        return planned, batch
 
     def _next_in_stream(self) -> Any:
         if self._stream is None:
@@ -429,6 +520,19 @@ def _user_order(loader: DataLoader[Any]) -> list[Tensor]:
     # iter(loader) draws a seed for its workers before the sampler draws its own.
     torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
     return [torch.tensor(indices) for indices in cast(Any, loader.batch_sampler)]
+
+
+@contextmanager
+def _preserved_order(loader: DataLoader[Any]) -> Iterator[None]:
+    """Give back the states of the generators that `_user_order` draws from."""
+    found = [loader.generator, getattr(loader.sampler, "generator", None)]
+    generators = [generator for generator in found if generator is not None]
+    states = [generator.get_state() for generator in generators]
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 def _check_arguments(

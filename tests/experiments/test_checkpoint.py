@@ -5,6 +5,7 @@ import time
 import pytest
 
 from crest.experiments.checkpoint import Checkpoint, Paused
+from crest.experiments.diagnosis import DIAGNOSTICS
 from crest.experiments.settings import RunSettings
 from crest.experiments.training import train
 
@@ -24,7 +25,7 @@ def timeless(value):
     return [timeless(entry) for entry in value] if isinstance(value, list) else value
 
 
-def train_in_pieces(settings, data, path, steps):
+def train_in_pieces(settings, data, path, steps, **options):
     """Stop after each of `steps`, and go on to the end."""
     for stop in steps:
         checkpoint = Checkpoint(path)
@@ -34,8 +35,8 @@ def train_in_pieces(settings, data, path, steps):
                 checkpoint._deadline = 0.0
 
         with pytest.raises(Paused):
-            train(settings, data, on_step=pause, checkpoint=checkpoint)
-    return train(settings, data, checkpoint=Checkpoint(path))
+            train(settings, data, on_step=pause, checkpoint=checkpoint, **options)
+    return train(settings, data, checkpoint=Checkpoint(path), **options)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -47,6 +48,12 @@ def test_a_run_in_pieces_equals_one_without_a_stop(data, tmp_path, strategy, opt
     stops = [1, 5, 7, whole["steps"] - 1]
     pieces = train_in_pieces(settings, data, tmp_path / "run.pt", stops)
     assert timeless(pieces) == timeless(whole)
+
+
+def test_diagnostics_go_on_too(data, tmp_path):
+    settings, wanted = make("crest_paper"), {"diagnostics": DIAGNOSTICS}
+    pieces = train_in_pieces(settings, data, tmp_path / "run.pt", [2, 5, 13], **wanted)
+    assert timeless(pieces) == timeless(train(settings, data, **wanted))
 
 
 def test_saving_changes_nothing(data, tmp_path):

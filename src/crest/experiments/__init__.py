@@ -4,6 +4,7 @@ from crest.experiments.comparison import Progress as Progress
 from crest.experiments.comparison import compare as compare
 from crest.experiments.datasets import DATASETS as DATASETS
 from crest.experiments.datasets import load_dataset as load_dataset
+from crest.experiments.diagnosis import DIAGNOSTICS as DIAGNOSTICS
 from crest.experiments.image_data import ImageData as ImageData
 from crest.experiments.networks import NETWORKS as NETWORKS
 from crest.experiments.networks import build_network as build_network

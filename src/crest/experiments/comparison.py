@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+from crest.experiments.diagnosis import check_diagnostics
 from crest.experiments.protocol import LabelledData
 from crest.experiments.results import Results
 from crest.experiments.settings import RunSettings
@@ -43,6 +44,7 @@ def compare(
     progress: Progress,
     *,
     time_matched: bool = False,
+    diagnostics: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Train each run of a plan unless its record is there already.
 
@@ -54,13 +56,17 @@ def compare(
         time_matched: Add, for each seed, a run of random batches whose schedule is stretched to
             the steps that random batches take in the seconds that CREST took (the first of
             `"crest"` and `"crest_paper"` in the plan).
+        diagnostics: What else to measure, see `train`. A run whose record lacks one of them is
+            trained again, and its record replaced.
 
     Returns:
         The records of the plan, then those of equal time.
 
     Raises:
-        ValueError: If `time_matched` and the plan lacks a strategy it needs.
+        ValueError: If `time_matched` and the plan lacks a strategy it needs, or a diagnostic is
+            unknown.
     """
+    check_diagnostics(diagnostics)
     if time_matched:
         planned = {settings.strategy for settings in plan}
         if "random" not in planned or not planned & _MATCHED:
@@ -68,32 +74,48 @@ def compare(
                 "equal time needs the strategies random and crest or crest_paper; "
                 f"the plan has {', '.join(sorted(planned))}."
             )
-    settings_of_records = _run_all(plan, data, results, progress)
+    settings_of_records = _run_all(plan, data, results, progress, diagnostics)
     if time_matched:
         equal_time = _plan_equal_time(plan, data, results)
-        settings_of_records += _run_all(equal_time, data, results, progress)
+        settings_of_records += _run_all(equal_time, data, results, progress, diagnostics)
     found = [results.find(settings) for settings in settings_of_records]
     return [record for record in found if record is not None]
 
 
 def _run_all(
-    plan: Sequence[RunSettings], data: LabelledData, results: Results, progress: Progress
+    plan: Sequence[RunSettings],
+    data: LabelledData,
+    results: Results,
+    progress: Progress,
+    diagnostics: Sequence[str],
 ) -> list[dict[str, Any]]:
     """Train what is not there yet, and return what to look the records up by."""
     looked_up = [settings.to_record(data.fingerprint) for settings in plan]
     progress.plan(
         count_steps(settings, data)
         for settings, record in zip(plan, looked_up, strict=True)
-        if results.find(record) is None
+        if _lacks(results.find(record), diagnostics)
     )
     for settings, key in zip(plan, looked_up, strict=True):
         record = results.find(key)
-        kept = record is not None
-        if record is None:
+        again = _lacks(record, diagnostics)
+        if record is None or again:
             progress.begin(settings, count_steps(settings, data))
-            record = results.add(train(settings, data, on_step=progress.advance))
-        progress.finish(record, kept=kept)
+            wanted = dict.fromkeys([*diagnostics, *_measured(record)])
+            record = results.add(
+                train(settings, data, on_step=progress.advance, diagnostics=list(wanted))
+            )
+        progress.finish(record, kept=not again)
     return looked_up
+
+
+def _lacks(record: dict[str, Any] | None, diagnostics: Sequence[str]) -> bool:
+    return record is None or not set(diagnostics) <= set(_measured(record))
+
+
+def _measured(record: dict[str, Any] | None) -> list[str]:
+    """Name the diagnostics of a record; those before there were any have none."""
+    return [] if record is None else list(record.get("diagnostics", {}))
 
 
 def _plan_equal_time(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +20,10 @@ class Views(Protocol):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Return one train example and its class."""
+        ...
+
+    def plain_batches(self, indices: Sequence[int], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give some train examples as they are and their classes, as `test_batches` does."""
         ...
 
     def test_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:

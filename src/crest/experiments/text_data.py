@@ -120,5 +120,10 @@ class _TextViews(Dataset[tuple[Tensor, int]]):
         labels = [self._labels[index] for index in indices]
         return list(zip(self._tokens[rows].unbind(0), labels, strict=True))
 
+    def plain_batches(self, indices: Sequence[int], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in torch.as_tensor(indices).split(size):
+            labels = torch.tensor([self._labels[row] for row in rows.tolist()])
+            yield self._tokens[rows.to(self._tokens.device)], labels.to(self._tokens.device)
+
     def test_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield from zip(self._test_tokens.split(size), self._test_labels.split(size), strict=True)

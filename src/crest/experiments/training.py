@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 import crest
 from crest.experiments.checkpoint import Checkpoint, Paused
+from crest.experiments.diagnosis import Diagnosis, check_diagnostics, evenly_spaced
 from crest.experiments.learning_rate import learning_rate_factor
 from crest.experiments.protocol import LabelledData, Views
 from crest.experiments.settings import VALIDATION_FRACTION, RunSettings
@@ -33,17 +34,20 @@ def train(
     data: LabelledData,
     *,
     on_step: Callable[[int], None] | None = None,
+    diagnostics: Sequence[str] = (),
     checkpoint: Checkpoint | None = None,
 ) -> dict[str, Any]:
     """Train once and measure. Seeds torch's global generator and sets its threads.
 
-    Measuring accuracy costs no time: clocks stand still meanwhile. One step on a copy of the model
-    comes before the clock starts, so that what is compiled or allocated once counts for no run.
+    Measuring costs no time, as clocks stand still meanwhile, and changes nothing else: runs with
+    and without diagnostics end with the same parameters. One step on a copy of the model comes
+    before the clock starts, so that what is compiled or allocated once counts for no run.
 
     Args:
         settings: What to train and how.
         data: Train and test examples.
         on_step: Called with the number of steps taken, after each.
+        diagnostics: What else to measure, some of `diagnosis.DIAGNOSTICS`.
         checkpoint: Where the run is saved now and then; if it was, the run goes on from there and
             ends as if it had never stopped. Clocks count the seconds of all parts.
 
@@ -51,13 +55,15 @@ def train(
         The record of the run, primitives only: `data`, `network`, `strategy`, `seed`,
         `equal_time` (whether N was given in place of a budget) and `settings`; `steps`, test
         `accuracy` as a fraction, `seconds`, `cost` in random steps, `overhead` as a fraction and
-        `updates`; `curve`, a list of `step`, `seconds` and `accuracy`; `parameters`, `history`,
-        `versions` and `machine`.
+        `updates`; `curve`, a list of `step`, `seconds` and `accuracy`; `diagnostics`, see
+        `Diagnosis.to_record`; `parameters`, `history`, `versions` and `machine`.
 
     Raises:
         Paused: If the time of the checkpoint is up.
-        ValueError: If settings and data do not fit, or the loss is not finite.
+        ValueError: If settings and data do not fit, a diagnostic is unknown, or the loss is not
+            finite.
     """
+    check_diagnostics(diagnostics)
     device = torch.device(settings.device)
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
@@ -68,10 +74,7 @@ def train(
 
     num_steps = count_steps(settings, data)
     schedule_steps = settings.count_schedule_steps(_steps_per_epoch(settings, data))
-    evaluate_at = {
-        math.ceil(num_steps * part / settings.evaluations)
-        for part in range(1, settings.evaluations)
-    } - {num_steps}
+    evaluate_at = evenly_spaced(num_steps, settings.evaluations)
     criterion = nn.CrossEntropyLoss(reduction="none")
     loader, order = _make_loader(settings, data, views, model)
     optimizer = _make_optimizer(settings, model)
@@ -81,7 +84,8 @@ def train(
             1.0 if settings.optimizer == "adamw" else learning_rate_factor(step, schedule_steps)
         ),
     )
-    run = _Run(model, optimizer, scheduler, loader, order, device)
+    diagnosis = _make_diagnosis(diagnostics, settings, views, model, loader, num_steps)
+    run = _Run(model, optimizer, scheduler, loader, order, diagnosis, device)
     saved = None if checkpoint is None else checkpoint.load()
     seconds = 0.0 if saved is None else run.load_state_dict(saved)
     curve, step = run.curve, run.step
@@ -98,24 +102,23 @@ def train(
             step = run.step = step + 1
             if on_step is not None:
                 on_step(step)
-            if step == num_steps:
-                break
-            saves = checkpoint is not None and checkpoint.is_due
-            if step in evaluate_at or saves:
+            measures = diagnosis.is_due(step) or step in evaluate_at
+            saves = checkpoint is not None and checkpoint.is_due and step < num_steps
+            if measures or saves:
                 seconds = clock.stop()
                 _check_finite(loss, step)
                 if step in evaluate_at:
-                    accuracy = _accuracy(model, views)
+                    accuracy = float(_correct(model, views.test_batches(_EVALUATION_BATCH)).mean())
                     curve.append({"step": step, "seconds": seconds, "accuracy": accuracy})
+                diagnosis.measure(step)
+                if step == num_steps:
+                    break
                 if checkpoint is not None and saves:
                     checkpoint.save(run.state_dict(seconds))
                     if checkpoint.time_is_up:
                         raise Paused
                 # The loader books the time between two batches as training; this was none.
                 loader.history.seconds["train"] -= clock.start()
-    seconds = clock.stop()
-    _check_finite(loss, step)
-    curve.append({"step": step, "seconds": seconds, "accuracy": _accuracy(model, views)})
     return {
         "data": settings.data,
         "network": settings.network,
@@ -125,13 +128,14 @@ def train(
         "settings": settings.to_record(data.fingerprint),
         "steps": step,
         "accuracy": curve[-1]["accuracy"],
-        "seconds": seconds,
+        "seconds": curve[-1]["seconds"],
         "cost": loader.history.cost,
         "overhead": loader.history.overhead,
         "updates": loader.history.updates,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "curve": curve,
         "history": loader.history.to_dict(),
+        "diagnostics": diagnosis.to_record(),
         "versions": {
             "crest": crest.__version__,
             "torch": torch.__version__,
@@ -176,14 +180,10 @@ def _make_loader(
     generator = torch.Generator().manual_seed(settings.seed)
     validation_loader = None
     if settings.strategy == "glister":
-        n = len(views)
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(settings.seed)).tolist()
-        num_held_out = max(round(VALIDATION_FRACTION * n), 1)
+        held_out, trained = _split(settings, len(views))
         clean = cast(Dataset[Any], data.make_views(settings.device, augment=False))
-        validation_loader = DataLoader(
-            Subset(clean, order[:num_held_out]), batch_size=settings.batch_size
-        )
-        dataset = Subset(dataset, order[num_held_out:])
+        validation_loader = DataLoader(Subset(clean, held_out), batch_size=settings.batch_size)
+        dataset = Subset(dataset, trained)
     train_loader = DataLoader(
         dataset,
         batch_size=settings.batch_size,
@@ -202,6 +202,31 @@ def _make_loader(
         seed=settings.seed,
     )
     return loader, generator
+
+
+def _split(settings: RunSettings, n: int) -> tuple[list[int], list[int]]:
+    """Divide the train examples into those held out and those trained on."""
+    if settings.strategy != "glister":
+        return [], list(range(n))
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(settings.seed)).tolist()
+    num_held_out = max(round(VALIDATION_FRACTION * n), 1)
+    return order[:num_held_out], order[num_held_out:]
+
+
+def _make_diagnosis(
+    names: Sequence[str],
+    settings: RunSettings,
+    views: Views,
+    model: nn.Module,
+    loader: crest.CoresetLoader,
+    num_steps: int,
+) -> Diagnosis:
+    def look() -> Tensor:
+        _, trained = _split(settings, len(views))
+        return _correct(model, views.plain_batches(trained, _EVALUATION_BATCH)).bool()
+
+    subset_size = getattr(settings.make_strategy(), "subset_size", None)
+    return Diagnosis(names, loader, look, num_steps, settings.evaluations, subset_size)
 
 
 def _make_optimizer(settings: RunSettings, model: nn.Module) -> torch.optim.Optimizer:
@@ -239,16 +264,13 @@ def _check_finite(loss: Tensor, step: int) -> None:
         )
 
 
-def _accuracy(model: nn.Module, views: Views) -> float:
-    """Measure accuracy on all test examples, in eval mode."""
+def _correct(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Tell which examples the model has right, in eval mode: 1.0 or 0.0 for each."""
     model.eval()
-    correct = count = 0
     with torch.inference_mode():
-        for inputs, labels in views.test_batches(_EVALUATION_BATCH):
-            correct += int((model(inputs).argmax(1) == labels).sum())
-            count += len(labels)
+        correct = [model(inputs).argmax(1) == labels for inputs, labels in batches]
     model.train()
-    return correct / count
+    return torch.cat(correct).double()
 
 
 @dataclass
@@ -260,6 +282,7 @@ class _Run:
     scheduler: LambdaLR
     loader: crest.CoresetLoader
     order: torch.Generator
+    diagnosis: Diagnosis
     device: torch.device
     step: int = 0
     curve: list[dict[str, float]] = field(default_factory=list)
@@ -275,6 +298,7 @@ class _Run:
             "scheduler": self.scheduler.state_dict(),
             "loader": self.loader.state_dict(),
             "records": self.loader.history.records,  # all; the loader keeps the newest
+            "diagnosis": self.diagnosis.state_dict(),
             "order": self.order.get_state(),
             "random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state(self.device) if on_cuda else None,
@@ -288,6 +312,7 @@ class _Run:
         self.scheduler.load_state_dict(state["scheduler"])
         self.loader.load_state_dict(state["loader"])
         self.loader.history.records = state["records"]
+        self.diagnosis.load_state_dict(state["diagnosis"])
         self.order.set_state(state["order"])
         torch.set_rng_state(state["random"])
         if state["cuda_random"] is not None:

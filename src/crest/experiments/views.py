@@ -67,6 +67,21 @@ class ImageViews(Dataset[tuple[Tensor, int]]):
         views = self.normalize(images)
         return list(zip(views.unbind(0), [self._labels[i] for i in indices], strict=True))
 
+    def plain_batches(self, indices: Sequence[int], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give some train images, normalized and not augmented, and their classes.
+
+        Args:
+            indices: Of the images.
+            size: Images at a time.
+
+        Yields:
+            As `test_batches`.
+        """
+        for rows in torch.as_tensor(indices).split(size):
+            labels = torch.tensor([self._labels[row] for row in rows.tolist()])
+            images = self._images[rows.to(self._device)]
+            yield self.normalize(images), labels.to(self._device)
+
     def test_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Give all test images, normalized, and their classes.
 

@@ -223,6 +223,11 @@ class _CrestPlanner:
         self._backoff = 1  # times the probe interval, while switched off
         self._random_order = torch.empty(0, dtype=torch.int64)
 
+    @property
+    def active(self) -> Tensor:
+        """Which examples are in play, bool, shape (n,)."""
+        return self._pool.active
+
     def next_region(self, examples: Examples, step: int) -> Region:
         """Check the quadratic model, pick new coresets if it is off, and plan T_1 steps.
 

@@ -14,6 +14,7 @@ from crest.observer import LastLayerGradients
 
 __all__ = [
     "Examples",
+    "Excludes",
     "LearnsFromTraining",
     "MiniBatch",
     "Planner",
@@ -187,6 +188,16 @@ class LearnsFromTraining(Protocol):
             indices: Example indices, int64, shape (m,).
             losses: Their losses, detached, on any device, shape (m,).
         """
+        ...
+
+
+@runtime_checkable
+class Excludes(Protocol):
+    """A planner that takes examples out of play."""
+
+    @property
+    def active(self) -> Tensor:
+        """Which examples are in play, bool, shape (n,)."""
         ...
 
 

@@ -1,0 +1,99 @@
+"""How often examples are forgotten, the measure of difficulty of Figures 5 and 7b."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crest.diagnostics.selections import Selections
+
+__all__ = ["Forgetting"]
+
+
+class Forgetting:
+    """Forgetting scores: how often an example went from right to wrong (Toneva et al., 2018).
+
+    Looks come from training or from evaluation. Those of training alone would give examples that
+    are picked more often more chances to be forgotten: to compare what strategies pick, look at the
+    whole data set from time to time.
+
+    Attributes:
+        scores: Times that each example was wrong after it was right at the look before, int64,
+            shape (n,).
+
+    Args:
+        num_examples: n.
+
+    Example:
+        >>> forgetting = Forgetting(3)
+        >>> for correct in ([True, True, False], [False, True, False], [True, False, True]):
+        ...     forgetting.observe(torch.arange(3), torch.tensor(correct))
+        >>> forgetting.scores
+        tensor([1, 1, 0])
+    """
+
+    def __init__(self, num_examples: int) -> None:
+        self.scores = torch.zeros(num_examples, dtype=torch.int64)
+        self._was_correct = torch.zeros(num_examples, dtype=torch.bool)
+
+    def observe(self, indices: Tensor, correct: Tensor) -> None:
+        """Take in a look at some examples.
+
+        Args:
+            indices: Distinct example indices, int64, shape (k,).
+            correct: Whether the model has each of them right now, bool, shape (k,).
+
+        Raises:
+            ValueError: If the shapes differ.
+        """
+        if indices.shape != correct.shape:
+            raise ValueError(
+                f"correct must have the shape of indices, {tuple(indices.shape)}; "
+                f"got {tuple(correct.shape)}."
+            )
+        indices, correct = indices.cpu(), correct.cpu()
+        self.scores[indices] += (self._was_correct[indices] & ~correct).long()
+        self._was_correct[indices] = correct
+
+    def of_selected(self, selections: Selections) -> list[dict[str, float]]:
+        """Average the scores, as they are now, of what was picked in each period: Figure 5.
+
+        Args:
+            selections: What was picked and when.
+
+        Returns:
+            For each period its last `step`, and the mean `score` of its picks.
+        """
+        return [
+            {"step": step, "score": float((counts * self.scores).sum() / counts.sum())}
+            for step, counts in selections.periods
+        ]
+
+    def histogram(self, selections: Selections | None = None) -> list[int]:
+        """Count examples, or picks, by score: Figure 7b.
+
+        Args:
+            selections: Count an example as often as it was picked. None: count each once.
+
+        Returns:
+            How many have the score 0, 1, 2, ... up to the largest.
+        """
+        counts: list[int] = (
+            torch.bincount(
+                self.scores, weights=None if selections is None else selections.counts.double()
+            )
+            .long()
+            .tolist()
+        )
+        return counts
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return scores and the last look at each example."""
+        return {"scores": self.scores.clone(), "was_correct": self._was_correct.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self.scores.copy_(state["scores"])
+        self._was_correct.copy_(state["was_correct"])
