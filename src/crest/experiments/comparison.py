@@ -12,7 +12,7 @@ from crest.experiments.results import Results
 from crest.experiments.settings import RunSettings
 from crest.experiments.training import count_steps, train
 
-__all__ = ["Progress", "compare"]
+__all__ = ["Progress", "compare", "lacks", "measured"]
 
 _MATCHED = {"crest", "crest_paper"}
 
@@ -94,14 +94,14 @@ def _run_all(
     progress.plan(
         count_steps(settings, data)
         for settings, record in zip(plan, looked_up, strict=True)
-        if _lacks(results.find(record), diagnostics)
+        if lacks(results.find(record), diagnostics)
     )
     for settings, key in zip(plan, looked_up, strict=True):
         record = results.find(key)
-        again = _lacks(record, diagnostics)
+        again = lacks(record, diagnostics)
         if record is None or again:
             progress.begin(settings, count_steps(settings, data))
-            wanted = dict.fromkeys([*diagnostics, *_measured(record)])
+            wanted = dict.fromkeys([*diagnostics, *measured(record)])
             record = results.add(
                 train(settings, data, on_step=progress.advance, diagnostics=list(wanted))
             )
@@ -109,11 +109,12 @@ def _run_all(
     return looked_up
 
 
-def _lacks(record: dict[str, Any] | None, diagnostics: Sequence[str]) -> bool:
-    return record is None or not set(diagnostics) <= set(_measured(record))
+def lacks(record: dict[str, Any] | None, diagnostics: Sequence[str]) -> bool:
+    """Tell whether a run must be trained, for its record or for a diagnostic."""
+    return record is None or not set(diagnostics) <= set(measured(record))
 
 
-def _measured(record: dict[str, Any] | None) -> list[str]:
+def measured(record: dict[str, Any] | None) -> list[str]:
     """Name the diagnostics of a record; those before there were any have none."""
     return [] if record is None else list(record.get("diagnostics", {}))
 
