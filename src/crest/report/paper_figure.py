@@ -45,7 +45,8 @@ def plot_item(outcome: Outcome, path: Path) -> None:
     figure_module = require("matplotlib.figure", "the figure")
     bars, curves = _BARS.get(outcome.name, {}), _CURVES.get(outcome.name, {})
     panels = [*bars, *curves]
-    figure = figure_module.Figure(figsize=(max(4.2 * len(panels), 7.5), 4.4), layout="constrained")
+    width = max(4.2 * len(panels), 7.5)
+    figure = figure_module.Figure(figsize=(width, 4.4), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for panel, label in zip(axes, panels, strict=True):
         if label in bars:
@@ -56,7 +57,7 @@ def plot_item(outcome: Outcome, path: Path) -> None:
         panel.set_title(label, fontsize=10)
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-    figure.suptitle("\n".join(textwrap.wrap(title(outcome), 45 * len(panels))), fontsize=10)
+    figure.suptitle("\n".join(textwrap.wrap(title(outcome), round(12 * width))), fontsize=10)
     handles, labels = axes[0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
@@ -71,14 +72,14 @@ def _draw_curves(panel: Any, outcome: Outcome, measure: Callable[[dict[str, Any]
             for record in outcome.records.get((task, variant.label), [])
             for found in [measure(record)]
         ]
-        for suffix in dict.fromkeys(key for curve in curves for key in curve):
-            points = _average(curve[suffix] for curve in curves)
+        for quantity in dict.fromkeys(key for curve in curves for key in curve):
+            points = _average(curve[quantity] for curve in curves)
             if not points:
                 continue
             colour, line = _STYLES[variant.label]
-            label = f"{variant.label}{suffix}"
-            if suffix:  # other quantities of the same run
-                colour, line = _SUFFIX_STYLES.get(suffix, (colour, line))
+            if quantity:  # one of several of the same run
+                colour, line = _QUANTITIES[quantity][1:]
+            label = quantity or variant.label
             panel.plot(*zip(*points, strict=True), line, color=colour, label=label, marker=".")
 
 
@@ -146,25 +147,16 @@ def _accuracy_over_updates(record: dict[str, Any]) -> _Points:
     return list(zip(updates, (accuracy for _, accuracy in _accuracy(record)), strict=True))
 
 
-def _gradients(**keys: str) -> Callable[[dict[str, Any]], dict[str, _Points]]:
-    def measure(record: dict[str, Any]) -> dict[str, _Points]:
-        points = record["diagnostics"]["gradient_error"]
-        return {
-            f", {suffix.replace('_', ' ')}": [
-                (point["step"], point[key]) for point in points if point[key] is not None
-            ]
-            for suffix, key in keys.items()
-        }
-
-    return measure
-
-
 def _gradient(key: str) -> Callable[[dict[str, Any]], _Points]:
     def measure(record: dict[str, Any]) -> _Points:
         points = record.get("diagnostics", {}).get("gradient_error", [])
         return [(point["step"], point[key]) for point in points if point[key] is not None]
 
     return measure
+
+
+def _variances(record: dict[str, Any]) -> dict[str, _Points]:
+    return {name: _gradient(key)(record) for name, (key, _, _) in _QUANTITIES.items()}
 
 
 def _scores(record: dict[str, Any]) -> _Points:
@@ -189,10 +181,10 @@ def _score_counts(record: dict[str, Any]) -> _Points:
     return [(score, count) for score, count in enumerate(found)]
 
 
-_SUFFIX_STYLES = {
-    ", mini-batches": ("#d55e00", "-"),
-    ", random batches": ("#0072b2", "--"),
-    ", random subsets V r": ("#009e73", "-."),
+_QUANTITIES = {
+    "mini-batches of CREST": ("variance", "#d55e00", "-"),
+    "random batches": ("random_variance", "#0072b2", "--"),
+    "random subsets V_r": ("subset_variance", "#009e73", "-."),
 }
 
 _X_LABELS = {
@@ -234,11 +226,5 @@ _CURVES: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
         "examples picked so often": _picks,
         "picks of examples with that score": _score_counts,
     },
-    "fig9": {
-        "variance of gradients": _gradients(
-            mini_batches="variance",
-            random_batches="random_variance",
-            random_subsets_V_r="subset_variance",
-        )
-    },
+    "fig9": {"variance of gradients": _variances},
 }

@@ -32,8 +32,7 @@ def test_every_published_number_belongs_to_a_run():
         labels = {variant.label for variant in ITEMS[item].variants}
         for tasks in numbers.values():
             assert set(tasks) <= set(ITEMS[item].tasks)
-            if item != "fig1":  # which shows some of the methods of Table 1
-                assert {label for row in tasks.values() for label in row} <= labels
+            assert {label for row in tasks.values() for label in row} <= labels
     assert STATED.keys() == ITEMS.keys()
     assert SETUPS.keys() == SCALES["paper"].keys()
 
@@ -63,6 +62,14 @@ def test_paper_scale_takes_the_published_settings():
     assert (strategy.error_threshold, strategy.interval_multiplier) == (0.05, 4)
     assert (strategy.subset_size, strategy.curvature) == (2750, "head")
     assert run_of("table5", "Random", "tinyimagenet").budget == 0.2
+
+
+def test_larger_batches_take_as_many_steps():
+    large, random = (run_of("fig8", label, "cifar10") for label in ("Random, m x 4", "Random"))
+    assert (large.batch_size, random.batch_size) == (512, 128)
+    assert large.count_steps(50_000 // 512) == pytest.approx(
+        random.count_steps(50_000 // 128), rel=0.01
+    )
 
 
 def test_ablations_leave_out_one_part_each():

@@ -99,6 +99,9 @@ _GRAD_MATCH = Variant("GradMatch", "grad_match")
 _GLISTER = Variant("GLISTER", "glister")
 _GREEDY = Variant("Greedy mini-batch", "greedy")
 _CREST = Variant("CREST", "crest_paper")
+# As many steps as the others, so four times the budget: with a quarter of the steps, the printed
+# error of 4.0 %, below that of Random, could hardly be.
+_RANDOM_4 = Variant("Random, m x 4", "random", budget=0.4, batch_multiplier=4)
 _KEEPS_ALL = Variant("CREST w/o excluding", "crest_paper", {"exclusion_interval": None})
 _PARTS = (
     Variant("CREST-first", "crest_paper", {"curvature": "none"}),
@@ -127,7 +130,7 @@ ITEMS: dict[str, Item] = {
     "fig1": Item(
         "accuracy, gradient bias and variance of CRAIG, CREST and random batches",
         ("cifar10",),
-        (_FULL, _CRAIG, _RANDOM, _CREST),
+        (_CRAIG, _RANDOM, _CREST),
         ("gradient_error",),
     ),
     "fig2": Item("run time and accuracy relative to full training", _ALL, (_FULL, _RANDOM, _CREST)),
@@ -154,7 +157,7 @@ ITEMS: dict[str, Item] = {
     "fig8": Item(
         "CREST beside random batches four times as large",
         ("cifar10",),
-        (_FULL, _CREST, _RANDOM, Variant("Random, m x 4", "random", batch_multiplier=4)),
+        (_FULL, _CREST, _RANDOM, _RANDOM_4),
     ),
     "fig9": Item(
         "gradient variance of coresets, random batches and random subsets",

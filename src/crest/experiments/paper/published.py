@@ -59,8 +59,6 @@ PUBLISHED: dict[str, dict[str, dict[str, dict[str, tuple[float, ...]]]]] = {
         },
     },
     "table5": {"relative error": {task: dict(row) for task, row in _TABLE_5.items()}},
-    # Figure 1 (a) shows curves; the errors at their ends are those of Table 1.
-    "fig1": {"relative error": {"cifar10": dict(_TABLE_1["cifar10"])}},
     # Section 5.2: "reduce the number of updates to 2% and 3% [...] preserving 98% and 99%".
     "fig3": {
         "accuracy / greedy": {
