@@ -74,6 +74,21 @@ def test_options_reach_strategy_and_settings(tmp_path):
     assert len(record["curve"]) == 1
 
 
+def test_diagnostics_are_kept_with_the_results(tmp_path, capsys):
+    words = ["digits", "--network", "mlp", "--epochs", "1", "--out", str(tmp_path)]
+    asked = ["--diagnostics", "selections, gradient_error"]
+    assert main(["run", *words, "--strategy", "random", *asked]) == 0
+    (record,) = json.loads((tmp_path / "results.json").read_text())
+    assert list(record["diagnostics"]) == ["gradient_error", "selections"]
+    assert (
+        main(
+            ["compare", *words, "--strategies", "random", "--seeds", "0", *asked[:1], "selections"]
+        )
+        == 0
+    )
+    assert "kept from an earlier call" in capsys.readouterr().err
+
+
 def test_every_baseline_runs_from_the_command_line(tmp_path):
     names = "craig,grad_match,glister,adacore,loss_pruning,selective_backprop,sgd_dagger"
     words = f"compare digits --network mlp --epochs 1 --seeds 0 --strategies {names} --out"
@@ -113,6 +128,11 @@ def test_every_baseline_runs_from_the_command_line(tmp_path):
             "compare digits --strategies full --time-matched",
             "random and crest or crest_paper; the plan has full",
         ),
+        (
+            "run digits --diagnostics forgeting",
+            "diagnostic must be one of .*Did you mean forgetting?",
+        ),
+        ("compare digits --diagnostics selections,x", "diagnostic must be one of .*got 'x'"),
         ("compare cifar10 --data-dir nowhere", "cifar10 needs the files data_batch_1"),
         ("compare digits --device gpu", "--device: invalid choice: 'gpu'"),
         ("run digits --lr 1e30 --network mlp --epochs 5", "must be finite; got .* Lower"),

@@ -81,6 +81,14 @@ class ObservedExamples:
         self._kept = keep
         self._held = {index: self._held[index] for index in keep.tolist()}
 
+    def share_views(self, other: ObservedExamples) -> None:
+        """Hold what another one of the same data set and state holds, instead of reading it again.
+
+        Args:
+            other: Whose views to take; they stay its own, too.
+        """
+        self._held = other._held
+
     def last_layer_gradients(self, indices: Tensor) -> LastLayerGradients:
         """Observe held views.
 

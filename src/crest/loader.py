@@ -313,7 +313,10 @@ class CoresetLoader:
             [8.0, 8.0, 8.0]
         """
         branch = CoresetLoader(self._train_loader, self._model, **self._arguments)
-        branch.load_state_dict(copy.deepcopy(self.state_dict()))
+        state = self.state_dict()
+        del state["settings"]  # of any type, and the same by construction
+        branch.load_state_dict({**copy.deepcopy(state), "settings": branch._settings})
+        branch._examples.share_views(self._examples)
         found = []
         with preserved_random_state(self.observer.device), _preserved_order(self._train_loader):
             for _ in range(count):

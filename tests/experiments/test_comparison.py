@@ -112,3 +112,35 @@ def test_equal_time_stretches_random_to_the_seconds_of_crest(data, tmp_path, mon
 def test_equal_time_needs_both_strategies(data, tmp_path):
     with pytest.raises(ValueError, match="crest_paper; the plan has crest"):
         compare(make_plan(["crest"]), data, Results(tmp_path / "r.json"), Log(), time_matched=True)
+
+
+def test_a_run_that_lacks_a_diagnostic_is_trained_again_and_keeps_those_it_had(data, tmp_path):
+    results, plan = Results(tmp_path / "results.json"), make_plan(["crest", "random"], [0])
+    for diagnostics, begun in [([], 2), (["selections"], 2), ([], 0), (["excluded"], 2)]:
+        log = Log()
+        records = compare(plan, data, results, log, diagnostics=diagnostics)
+        assert len(log.begun) == len(log.planned[0]) == begun
+        assert log.kept == [begun == 0] * 2
+    assert [list(record["diagnostics"]) for record in records] == [["selections", "excluded"]] * 2
+    assert len(results.records) == 2
+    for record in results.records:
+        del record["diagnostics"]  # as before there were any
+    log = Log()
+    compare(plan[:1], data, results, log, diagnostics=["excluded"])
+    assert log.begun == [("crest", 0)]
+
+
+def test_runs_of_equal_time_are_diagnosed_too(data, tmp_path):
+    results = Results(tmp_path / "results.json")
+    records = compare(
+        make_plan(["crest", "random"], [0]), data, results, Log(),
+        time_matched=True, diagnostics=["selections"],
+    )  # fmt: skip
+    assert [list(record["diagnostics"]) for record in records] == [["selections"]] * 3
+
+
+def test_unknown_diagnostics_are_refused_before_the_first_run(data, tmp_path):
+    log = Log()
+    with pytest.raises(ValueError, match="diagnostic must be one of gradient_error, .*got 'bias'"):
+        compare(make_plan(), data, Results(tmp_path / "r.json"), log, diagnostics=["bias"])
+    assert log.planned == []

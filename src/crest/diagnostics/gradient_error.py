@@ -44,7 +44,8 @@ class GradientError:
             mini-batches, so that it may be below 0. None for a single mini-batch.
         normalized_bias: epsilon, from `squared_bias`, at least 0. None as well if ||g|| is 0.
         normalized_error: E||g_M - g|| / ||g||.
-        nearly_unbiased: Whether epsilon < 1, as Case 1 of Theorem 4.1 asks.
+        nearly_unbiased: Whether epsilon < 1, as Case 1 of Theorem 4.1 asks where coresets are
+            picked. Its conditions on the gradient at the end of a region are not tested.
         effective_size: Mean of (sum w)^2 / sum w^2 over mini-batches: how many equal weights would
             average as much, at most m.
         subset_size: r.
