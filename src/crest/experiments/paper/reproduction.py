@@ -16,6 +16,7 @@ from crest.experiments.choices import check_choice
 from crest.experiments.comparison import Progress, lacks, measured
 from crest.experiments.paper.items import ITEMS, Item
 from crest.experiments.paper.tasks import SCALES, PaperTask, load_task
+from crest.experiments.protocol import LabelledData
 from crest.experiments.results import Results
 from crest.experiments.training import count_steps, train
 
@@ -147,7 +148,7 @@ def reproduce(
     return Outcome(name, item, scale, chosen, records, facts, left)
 
 
-def _facts(task: PaperTask, data: Any) -> dict[str, int]:
+def _facts(task: PaperTask, data: LabelledData) -> dict[str, int]:
     network = data.build_network(task.network)
     return {
         "classes": len(data.classes),
