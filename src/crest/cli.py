@@ -330,7 +330,7 @@ def _add_reproduce(parser: argparse.ArgumentParser) -> None:
         type=_shard,
         default=(1, 1),
         metavar="I/K",
-        help="train every K-th run, for K processes side by side",
+        help="train every K-th run of the item, for K processes side by side",
     )
     add(
         "--out",

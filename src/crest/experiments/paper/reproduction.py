@@ -107,13 +107,14 @@ def reproduce(
         for variant in item.variants
     ]
     keys = [settings.to_record(data[task].fingerprint) for task, _, settings in plan]
-    missing = [
-        (task, settings, key)
-        for (task, _, settings), key in zip(plan, keys, strict=True)
-        if lacks(results[task].find(key), item.diagnostics)
-    ]
     if item.trains:
-        mine = missing[index - 1 :: count]
+        # Of the whole plan, so that a process that starts later takes the same share.
+        share = list(zip(plan, keys, strict=True))[index - 1 :: count]
+        mine = [
+            (task, settings, key)
+            for (task, _, settings), key in share
+            if lacks(results[task].find(key), item.diagnostics)
+        ]
         progress.plan(count_steps(settings, data[task]) for task, settings, _ in mine)
         for task, settings, key in mine:
             wanted = list(dict.fromkeys([*item.diagnostics, *measured(results[task].find(key))]))
