@@ -12,6 +12,7 @@ import crest
 from crest import cli
 from crest.cli import main
 from crest.experiments import comparison
+from crest.experiments.paper import ITEMS
 
 QUICK = ["--network", "mlp", "--epochs", "2", "--seeds", "0,1", "--strategies", "crest,random,full"]
 
@@ -100,7 +101,10 @@ def test_every_baseline_runs_from_the_command_line(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("comapre digits", "command must be one of compare, run; .*Did you mean compare?"),
+        (
+            "comapre digits",
+            "command must be one of compare, reproduce, run; .*Did you mean compare?",
+        ),
         ("compare", "arguments are required: DATA"),
         ("compare digts", "data must be one of digits, .*Did you mean digits?"),
         ("compare digits --network resnet21", "network must be one of .*Did you mean resnet20?"),
@@ -117,7 +121,7 @@ def test_every_baseline_runs_from_the_command_line(tmp_path):
         ("compare digits --epochs 0", "--epochs: must be an integer >= 1; got '0'"),
         ("compare digits --epochs", "--epochs: expected one argument"),
         ("compare digits --lr -1", "--lr: must be a number > 0; got '-1'"),
-        ("compare digits --batch-size 5000", "train images, 1437; got 5000"),
+        ("compare digits --batch-size 5000", "train examples, 1437; got 5000"),
         ("run digits --option tau=3", "option must be one of .*got 'tau'"),
         ("run digits --option tau", "must look like subset_size=500; got 'tau'"),
         (
@@ -132,6 +136,15 @@ def test_every_baseline_runs_from_the_command_line(tmp_path):
         ("compare cifar10 --data-dir nowhere", "cifar10 needs the files data_batch_1"),
         ("compare digits --device gpu", "--device: invalid choice: 'gpu'"),
         ("run digits --lr 1e30 --network mlp --epochs 5", "must be finite; got .* Lower"),
+        ("reproduce tabel3", "item must be one of table1, .*Did you mean table3?"),
+        ("reproduce table3 --scale huge", "scale must be one of smoke, small, paper; got 'huge'"),
+        ("reproduce table3 --shard 3/2", "must look like 1/4, 1 to 4 of 4; got '3/2'"),
+        ("reproduce table3 --tasks snli", "task of table3 must be one of cifar10; got 'snli'"),
+        ("reproduce fig3 --scale paper", "cifar10 needs the files data_batch_1"),
+        (
+            "reproduce table1 --scale paper --tasks snli",
+            "snli needs the files snli_1.0_train.jsonl, .* They come from https://nlp",
+        ),
         ("compare digits more", "more is no option of crest compare"),
     ],
 )
@@ -202,6 +215,14 @@ def test_missing_matplotlib_is_told_before_training(tmp_path, capsys, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
+def test_help_of_reproduce_lists_the_items(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["reproduce", "--help"])
+    text = capsys.readouterr().out
+    for name, item in ITEMS.items():
+        assert re.search(rf"^  {name} +{re.escape(item.what)}$", text, re.MULTILINE)
+
+
 @pytest.mark.parametrize("words", [[], ["run"], ["compare"]], ids=["crest", "run", "compare"])
 def test_help_names_what_there_is(words, capsys):
     with pytest.raises(SystemExit, match="0"):
@@ -230,3 +251,18 @@ def test_importing_the_command_imports_nothing_optional():
     code = "import sys, crest.cli; print({'sklearn', 'matplotlib', 'PIL', 'rich'} & {*sys.modules})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
+
+
+def test_reproduce_writes_an_item_and_goes_on(tmp_path, capsys):
+    words = ["reproduce", "fig8", "--out", str(tmp_path), "--threads", "1"]
+    assert main([*words, "--minutes", "1e-9"]) == 0
+    first = capsys.readouterr().out
+    assert "4 run(s) of fig8 are left; give the same command again to go on" in first
+    assert main(words) == 0
+    second = capsys.readouterr().out
+    assert second.startswith("## Figure 8 at smoke scale (mlp on digits")
+    assert "are left" not in second
+    assert (tmp_path / "smoke" / "fig8.md").read_text() in second
+    assert (tmp_path / "smoke" / "fig8.png").exists()
+    assert main(words) == 0
+    assert capsys.readouterr().out == second

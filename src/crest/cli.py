@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import math
 import os
 import sys
 import traceback
@@ -21,9 +22,13 @@ from crest.experiments.datasets import DATASETS, load_dataset
 from crest.experiments.diagnosis import DIAGNOSTICS, check_diagnostics
 from crest.experiments.networks import NETWORKS
 from crest.experiments.optional import require
+from crest.experiments.paper import ITEMS, SCALES, reproduce
 from crest.experiments.planning import plan_runs
 from crest.experiments.results import Results
 from crest.experiments.settings import STRATEGIES, RunSettings
+from crest.experiments.text_networks import TEXT_NETWORKS
+from crest.report.paper_figure import plot_item
+from crest.report.paper_table import format_item
 from crest.report.plot import plot_comparison
 from crest.report.progress import make_progress
 from crest.report.summary import verdict
@@ -34,12 +39,13 @@ __all__ = ["main"]
 _FAILED = 2
 _INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
-_COMMANDS = ("compare", "run")
+_COMMANDS = ("compare", "reproduce", "run")
 
 _EPILOG = """\
 examples:
   crest compare digits
   crest compare cifar10 --data-dir data --network resnet8 --epochs 2 --seeds 0,1,2 --time-matched
+  crest reproduce table1 --scale small --data-dir data --tasks cifar10 --minutes 9
 """
 
 
@@ -60,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out = chosen.out
         chosen.command(chosen)
     except KeyboardInterrupt:
-        kept = "" if out is None else f" Finished runs are kept in {out / 'results.json'};"
+        kept = "" if out is None else f" Finished runs are kept in {out};"
         again = " give the same command again to go on." if kept else ""
         print(f"crest: interrupted.{kept}{again}", file=sys.stderr)
         return _INTERRUPTED
@@ -89,19 +95,62 @@ def _run(chosen: argparse.Namespace) -> None:
     print(f"\nWritten: {chosen.out / 'results.json'}")
 
 
+def _reproduce(chosen: argparse.Namespace) -> None:
+    check_choice("item", chosen.item, ITEMS)
+    check_choice("scale", chosen.scale, SCALES)
+    is_figure = chosen.item.startswith("fig")
+    if is_figure:
+        require("matplotlib.figure", f"crest reproduce {chosen.item}")
+    out = chosen.out / chosen.scale
+    _make_folder(out)
+    with make_progress() as progress:
+        outcome = reproduce(
+            chosen.item,
+            chosen.scale,
+            data_dir=chosen.data_dir,
+            out=out,
+            progress=progress,
+            seeds=chosen.seeds,
+            tasks=chosen.tasks,
+            device=_device(chosen.device),
+            threads=chosen.threads or torch.get_num_threads(),
+            shard=chosen.shard,
+            minutes=chosen.minutes,
+        )
+    text = format_item(outcome)
+    written = [out / f"{chosen.item}.md"]
+    written[0].write_text(text + "\n", encoding="utf-8")
+    if is_figure:
+        written.append(out / f"{chosen.item}.png")
+        plot_item(outcome, written[1])
+    print(text)
+    print(f"\nWritten: {', '.join(map(str, written))}")
+    if outcome.left:
+        print(
+            f"{outcome.left} run(s) of {chosen.item} are left; give the same command again to go "
+            "on where it stopped."
+        )
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"--out must be a folder; {error.filename} is a file.") from error
+    if not os.access(out, os.W_OK):
+        raise PermissionError(f"--out must be a folder to write to; {out} is not.")
+
+
 def _train_all(
     chosen: argparse.Namespace, plan: list[RunSettings], *, time_matched: bool = False
 ) -> list[dict[str, Any]]:
     """Check what can be checked before the first step, then train."""
     check_diagnostics(chosen.diagnostics)
-    try:
-        chosen.out.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise ValueError(f"--out must be a folder; {chosen.out} is a file.") from error
-    if not os.access(chosen.out, os.W_OK):
-        raise PermissionError(f"--out must be a folder to write to; {chosen.out} is not.")
+    _make_folder(chosen.out)
     results = Results(chosen.out / "results.json")
-    data = load_dataset(chosen.data, chosen.data_dir, image_size=chosen.image_size)
+    data = load_dataset(
+        chosen.data, chosen.data_dir, image_size=chosen.image_size, network=plan[0].network
+    )
     with make_progress() as progress:
         return compare(
             plan,
@@ -195,6 +244,16 @@ def _make_parser() -> _Parser:
     )
     many.set_defaults(command=_compare)
     _add_common(many, out="runs")
+
+    paper = commands.add_parser(
+        "reproduce",
+        help="run a table or figure of the paper; set it beside the paper's numbers",
+        epilog="items:\n" + "\n".join(f"  {name:8}{item.what}" for name, item in ITEMS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    paper.set_defaults(command=_reproduce)
+    _add_reproduce(paper)
     return parser
 
 
@@ -202,7 +261,7 @@ def _add_common(parser: argparse.ArgumentParser, out: str) -> None:
     add = parser.add_argument
     own = "default: depends on the data"
     add("data", metavar="DATA", help=_list(DATASETS))
-    add("--network", metavar="NAME", help=f"{_list(NETWORKS)} ({own})")
+    add("--network", metavar="NAME", help=f"{_list([*NETWORKS, *TEXT_NETWORKS])} ({own})")
     add("--budget", type=float, default=0.1, metavar="B", help="share of steps (default: 0.1)")
     add("--epochs", type=_positive, metavar="N", help=f"of full training ({own})")
     add("--batch-size", type=_positive, metavar="M", help=own)
@@ -236,7 +295,6 @@ def _add_common(parser: argparse.ArgumentParser, out: str) -> None:
         metavar="A,B",
         help=f"what else to measure, off the clock: {_list(DIAGNOSTICS)} (default: nothing)",
     )
-    add("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="default: data")
     add("--image-size", type=_positive, default=64, metavar="PX", help="for images (default: 64)")
     add(
         "--out",
@@ -245,7 +303,56 @@ def _add_common(parser: argparse.ArgumentParser, out: str) -> None:
         metavar="DIR",
         help=f"where results.json is kept and continued (default: {out})",
     )
-    add("--threads", type=_positive, metavar="N", help=f"of the CPU ({own})")
+    _add_machine(parser)
+    _add_data_dir(parser)
+
+
+def _add_reproduce(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("item", metavar="ITEM", help="see below")
+    add(
+        "--scale",
+        default="smoke",
+        metavar="S",
+        help="smoke, seconds on digits; small, a minute or two for most runs on one core; paper, "
+        "as published (default: smoke)",
+    )
+    add("--seeds", type=_integers, default=[0], metavar="A,B", help="default: 0")
+    add(
+        "--tasks",
+        type=_words,
+        metavar="A,B",
+        help=f"only these rows: {_list(SCALES['paper'])} (default: all of the item)",
+    )
+    add("--minutes", type=_positive_float, default=math.inf, metavar="N", help="stop after these")
+    add(
+        "--shard",
+        type=_shard,
+        default=(1, 1),
+        metavar="I/K",
+        help="train every K-th run of the item, for K processes side by side",
+    )
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs/reproduce"),
+        metavar="DIR",
+        help="where runs are kept and continued, tables and figures written, in a folder for each "
+        "scale (default: runs/reproduce)",
+    )
+    _add_data_dir(parser)
+    _add_machine(parser)
+
+
+def _add_data_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data-dir", type=Path, default=Path("data"), metavar="DIR", help="default: data"
+    )
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--threads", type=_positive, metavar="N", help="of the CPU (default: all, digits one)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
     add("--traceback", action="store_true", help="show where an error comes from")
 
@@ -300,6 +407,13 @@ def _positive_float(text: str) -> float:
     if not value > 0:
         raise argparse.ArgumentTypeError(f"must be a number > 0; got {text!r}")
     return value
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise argparse.ArgumentTypeError(f"must look like 1/4, 1 to 4 of 4; got {text!r}")
+    return int(index), int(count)
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -295,3 +295,62 @@ def test_official_cifar(name, classes):
         assert mean.tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=1e-4)
         assert std.tolist() == pytest.approx([0.2470, 0.2435, 0.2616], abs=1e-4)
         assert data.classes[0] == "airplane"
+
+
+def write_tiny_imagenet(root, size=8):
+    """Two classes of three train and two validation images, each of one colour."""
+    image = pytest.importorskip("PIL.Image")
+    folder = root / "tiny-imagenet-200"
+    (folder / "val" / "images").mkdir(parents=True)
+    (folder / "wnids.txt").write_text("n02\nn01\n")
+    lines = []
+    for wnid, red in (("n02", 250), ("n01", 10)):
+        (folder / "train" / wnid / "images").mkdir(parents=True)
+        for number in range(3):
+            picture = image.new("RGB", (size, size), (red, 0, number))
+            picture.save(folder / "train" / wnid / "images" / f"{wnid}_{number}.JPEG", "JPEG")
+        for number in range(2):
+            file = f"val_{wnid}_{number}.JPEG"
+            image.new("RGB", (size, size), (red, 0, 0)).save(folder / "val" / "images" / file)
+            lines.append(f"{file}\t{wnid}\t0\t0\t8\t8")
+    (folder / "val" / "val_annotations.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["parent", "folder"])
+def test_tiny_imagenet_is_read_from_its_own_folder(tmp_path, inside):
+    folder = write_tiny_imagenet(tmp_path)
+    data = load_dataset("tinyimagenet", folder if inside else tmp_path, image_size=4)
+    assert data.classes == ("n02", "n01")
+    assert data.train_labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert data.test_labels.tolist() == [0, 0, 1, 1]
+    assert data.train_images.shape == (6, 3, 4, 4)
+    assert (data.test_images[:2, 0] > 200).all()
+    assert (data.test_images[2:, 0] < 50).all()
+
+
+def test_missing_tiny_imagenet_is_named_with_its_origin(tmp_path):
+    expected = (
+        "tinyimagenet needs wnids.txt, train, val/images, val/val_annotations.txt; looked in "
+        ".*tiny-imagenet-200. They come from http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+    )
+    with pytest.raises(FileNotFoundError, match=expected):
+        load_dataset("tinyimagenet", tmp_path)
+
+
+def test_damaged_tiny_imagenet_is_named(tmp_path):
+    folder = write_tiny_imagenet(tmp_path)
+    (folder / "val" / "val_annotations.txt").write_text("val_n02_0.JPEG\tn99\t0\n")
+    with pytest.raises(ValueError, match=r"must be of a class in wnids.txt; val_n02_0.JPEG is 'n9"):
+        load_dataset("tinyimagenet", tmp_path)
+    for path in folder.glob("train/*/images/*"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"train must hold images as WNID/images/\*.JPEG"):
+        load_dataset("tinyimagenet", tmp_path)
+
+
+def test_fewer_images_are_spread_over_the_data_set(tmp_path):
+    write_tiny_imagenet(tmp_path)
+    few = load_dataset("tinyimagenet", tmp_path).every(2, 100)
+    assert few.train_labels.tolist() == [0, 1]
+    assert len(few.test_labels) == 4

@@ -71,6 +71,7 @@ def test_measuring_accuracy_changes_nothing_else(data):
 
 
 def test_measuring_accuracy_takes_no_time(data, monkeypatch):
+    right = torch.ones(1)
     now = [0.0]  # a clock that only steps (one second) and evaluations (a hundred) move
 
     def move(seconds, result=None):
@@ -78,7 +79,7 @@ def test_measuring_accuracy_takes_no_time(data, monkeypatch):
         return result
 
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(training._Evaluator, "accuracy", lambda self, model: move(100.0, 0.5))
+    monkeypatch.setattr(training, "_correct", lambda model, batches: move(100.0, right))
     record = train(make(evaluations=7), data, on_step=lambda step: move(1.0))
     assert [point["seconds"] for point in record["curve"]] == [4, 8, 12, 16, 20, 24, 28]
     assert record["seconds"] == 28
@@ -156,5 +157,5 @@ def test_diverging_loss_is_named(data):
 
 
 def test_batch_larger_than_the_data_is_refused(data):
-    with pytest.raises(ValueError, match="number of train images, 60; got 61"):
+    with pytest.raises(ValueError, match="number of train examples, 60; got 61"):
         count_steps(make(batch_size=61), data)

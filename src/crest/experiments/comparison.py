@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from crest.experiments.diagnosis import check_diagnostics
-from crest.experiments.image_data import ImageData
+from crest.experiments.protocol import LabelledData
 from crest.experiments.results import Results
 from crest.experiments.settings import RunSettings
 from crest.experiments.training import count_steps, train
 
-__all__ = ["Progress", "compare"]
+__all__ = ["Progress", "compare", "lacks", "measured"]
 
 _MATCHED = {"crest", "crest_paper"}
 
@@ -39,7 +39,7 @@ class Progress(Protocol):
 
 def compare(
     plan: Sequence[RunSettings],
-    data: ImageData,
+    data: LabelledData,
     results: Results,
     progress: Progress,
     *,
@@ -50,7 +50,7 @@ def compare(
 
     Args:
         plan: Runs in order.
-        data: Train and test images.
+        data: Train and test examples.
         results: Takes each record as soon as its run is finished.
         progress: Is told how far it is.
         time_matched: Add, for each seed, a run of random batches whose schedule is stretched to
@@ -84,7 +84,7 @@ def compare(
 
 def _run_all(
     plan: Sequence[RunSettings],
-    data: ImageData,
+    data: LabelledData,
     results: Results,
     progress: Progress,
     diagnostics: Sequence[str],
@@ -94,14 +94,14 @@ def _run_all(
     progress.plan(
         count_steps(settings, data)
         for settings, record in zip(plan, looked_up, strict=True)
-        if _lacks(results.find(record), diagnostics)
+        if lacks(results.find(record), diagnostics)
     )
     for settings, key in zip(plan, looked_up, strict=True):
         record = results.find(key)
-        again = _lacks(record, diagnostics)
+        again = lacks(record, diagnostics)
         if record is None or again:
             progress.begin(settings, count_steps(settings, data))
-            wanted = dict.fromkeys([*diagnostics, *_measured(record)])
+            wanted = dict.fromkeys([*diagnostics, *measured(record)])
             record = results.add(
                 train(settings, data, on_step=progress.advance, diagnostics=list(wanted))
             )
@@ -109,17 +109,18 @@ def _run_all(
     return looked_up
 
 
-def _lacks(record: dict[str, Any] | None, diagnostics: Sequence[str]) -> bool:
-    return record is None or not set(diagnostics) <= set(_measured(record))
+def lacks(record: dict[str, Any] | None, diagnostics: Sequence[str]) -> bool:
+    """Tell whether a run must be trained, for its record or for a diagnostic."""
+    return record is None or not set(diagnostics) <= set(measured(record))
 
 
-def _measured(record: dict[str, Any] | None) -> list[str]:
+def measured(record: dict[str, Any] | None) -> list[str]:
     """Name the diagnostics of a record; those before there were any have none."""
     return [] if record is None else list(record.get("diagnostics", {}))
 
 
 def _plan_equal_time(
-    plan: Sequence[RunSettings], data: ImageData, results: Results
+    plan: Sequence[RunSettings], data: LabelledData, results: Results
 ) -> list[RunSettings]:
     """Stretch each random run to the seconds that CREST took with the same seed."""
     found: dict[tuple[str, int], dict[str, Any]] = {}

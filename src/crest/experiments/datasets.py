@@ -14,8 +14,11 @@ from crest.experiments.idx_files import load_idx_files
 from crest.experiments.image_data import ImageData
 from crest.experiments.image_folders import load_image_folders
 from crest.experiments.optional import require
+from crest.experiments.protocol import LabelledData
+from crest.experiments.text_files import load_text_files
+from crest.experiments.tiny_imagenet_files import load_tiny_imagenet_files
 
-__all__ = ["DATASETS", "load_dataset"]
+__all__ = ["DATASETS", "TEXT_DATASETS", "load_dataset"]
 
 _DIGITS_SEED = 0  # of the split into train and test
 
@@ -37,16 +40,23 @@ _load_fashion_mnist = partial(
 )
 
 
-def load_dataset(name: str, data_dir: str | Path = "data", *, image_size: int = 64) -> ImageData:
+def load_dataset(
+    name: str,
+    data_dir: str | Path = "data",
+    *,
+    image_size: int = 64,
+    network: str | None = None,
+) -> LabelledData:
     """Read a data set into memory.
 
     Args:
         name: One of `DATASETS`. `"digits"` ships inside scikit-learn and reads no folder.
         data_dir: Folder of the files; each reader says what it expects there.
-        image_size: Height and width that `"images"` are resized to, in pixels.
+        image_size: Height and width that `"images"` and `"tinyimagenet"` are resized to, in pixels.
+        network: What is to be trained: `"roberta"` reads texts in pieces of its own.
 
     Returns:
-        Train and test images, labels and class names.
+        Train and test images or texts, labels and class names.
 
     Raises:
         FileNotFoundError: If files are missing; says which and how to get them.
@@ -54,9 +64,12 @@ def load_dataset(name: str, data_dir: str | Path = "data", *, image_size: int = 
         ValueError: If the name is unknown, or a file is damaged.
     """
     check_choice("data", name, DATASETS)
-    if name == "images":
-        return load_image_folders(name, Path(data_dir).expanduser(), image_size)
-    return _LOADERS[name](name, Path(data_dir).expanduser())
+    folder = Path(data_dir).expanduser()
+    if name in TEXT_DATASETS:
+        return load_text_files(name, folder, network)
+    if name in _RESIZED:
+        return _RESIZED[name](name, folder, image_size)
+    return _LOADERS[name](name, folder)
 
 
 def _load_digits(name: str, data_dir: Path) -> ImageData:
@@ -89,4 +102,11 @@ _LOADERS: dict[str, Callable[[str, Path], ImageData]] = {
     "cifar100": load_cifar_files,
 }
 
-DATASETS: tuple[str, ...] = (*_LOADERS, "images")
+_RESIZED: dict[str, Callable[[str, Path, int], ImageData]] = {
+    "tinyimagenet": load_tiny_imagenet_files,
+    "images": load_image_folders,
+}
+
+TEXT_DATASETS = ("snli", "snli_part", "sst2")
+
+DATASETS: tuple[str, ...] = (*_LOADERS, *_RESIZED, *TEXT_DATASETS)

@@ -112,6 +112,24 @@ class Diagnosis:
             self._forgetting.observe(torch.arange(len(correct)), correct)
             self._excluded.append({"step": step, **excluded_accuracy(self._loader.active, correct)})
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was measured so far."""
+        return {
+            "picked": list(self._picked),
+            "gradient_errors": self._gradient_errors,
+            "excluded": self._excluded,
+            "forgetting": self._forgetting.state_dict(),
+            "selections": self._selections.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self._picked = list(state["picked"])
+        self._gradient_errors = state["gradient_errors"]
+        self._excluded = state["excluded"]
+        self._forgetting.load_state_dict(state["forgetting"])
+        self._selections.load_state_dict(state["selections"])
+
     def to_record(self) -> dict[str, Any]:
         """Collect the results, primitives only.
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["ImageData"]
+from crest.experiments.networks import build_network
+from crest.experiments.views import ImageViews
+
+__all__ = ["ImageData", "spread"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,11 @@ class ImageData:
                 )
 
     @property
+    def num_train(self) -> int:
+        """Number of train images, n."""
+        return len(self.train_images)
+
+    @property
     def in_channels(self) -> int:
         """Channels of an image."""
         return self.train_images.shape[1]
@@ -96,3 +105,52 @@ class ImageData:
             digest.update(repr(tuple(tensor.shape)).encode())
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()[:12]
+
+    def build_network(self, name: str) -> nn.Module:
+        """Make a network for these images, see `experiments.networks.build_network`."""
+        return build_network(name, self.in_channels, self.image_size, len(self.classes))
+
+    def make_views(self, device: torch.device | str, *, augment: bool) -> ImageViews:
+        """Put the images on a device, see `experiments.views.ImageViews`."""
+        return ImageViews(self, device, augment=augment)
+
+    def every(self, num_train: int, num_test: int) -> ImageData:
+        """Keep so many images of each part, evenly spread; all if there are no more.
+
+        Args:
+            num_train: Train images, >= 1.
+            num_test: Test images, >= 1.
+
+        Returns:
+            The smaller data set.
+        """
+        train, test = (
+            spread(len(labels), kept)
+            for labels, kept in ((self.train_labels, num_train), (self.test_labels, num_test))
+        )
+        return dataclasses.replace(
+            self,
+            train_images=self.train_images[train],
+            train_labels=self.train_labels[train],
+            test_images=self.test_images[test],
+            test_labels=self.test_labels[test],
+        )
+
+
+def spread(length: int, kept: int) -> Tensor:
+    """Choose rows at even distances.
+
+    Args:
+        length: Of what is chosen from.
+        kept: Rows to choose, at least one.
+
+    Returns:
+        Rows in order, all of them if there are no more than `kept`.
+
+    Example:
+        >>> spread(10, 4)
+        tensor([0, 2, 5, 7])
+    """
+    if kept >= length:
+        return torch.arange(length)
+    return torch.arange(kept) * length // kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from crest.experiments.image_data import ImageData
 from crest.experiments.optional import require
 
-__all__ = ["load_image_folders"]
+__all__ = ["load_image_folders", "read_images"]
 
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -70,20 +71,36 @@ def _class_names(part: Path) -> tuple[str, ...]:
 
 
 def _read_part(part: Path, classes: tuple[str, ...], image_size: int) -> tuple[Tensor, Tensor]:
-    pillow = require("PIL.Image", "reading image folders")
-    images, labels = [], []
+    paths, labels = [], []
     for label, name in enumerate(classes):
         files = sorted((part / name).rglob("*"))
         for path in files:
             if path.suffix.lower() in _SUFFIXES and path.is_file():
-                images.append(_read_image(pillow, path, image_size))
+                paths.append(path)
                 labels.append(label)
-    if not images:
+    if not paths:
         raise FileNotFoundError(
             f"{part} must hold images ({' '.join(sorted(_SUFFIXES))}) in its class folders; "
             "got none."
         )
-    return torch.stack(images), torch.tensor(labels)
+    return read_images(paths, image_size), torch.tensor(labels)
+
+
+def read_images(paths: Sequence[Path], image_size: int) -> Tensor:
+    """Read colour images of any size.
+
+    Args:
+        paths: Files, at least one.
+        image_size: Height and width that every image is resized to, in pixels.
+
+    Returns:
+        uint8, shape (n, 3, image_size, image_size).
+
+    Raises:
+        ValueError: If a file is no readable image.
+    """
+    pillow = require("PIL.Image", "reading image folders")
+    return torch.stack([_read_image(pillow, path, image_size) for path in paths])
 
 
 def _read_image(pillow: Any, path: Path, image_size: int) -> Tensor:

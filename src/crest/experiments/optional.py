@@ -8,12 +8,13 @@ from typing import Any
 __all__ = ["require"]
 
 
-def require(module: str, purpose: str) -> Any:
-    """Import a module of the extra `cli`.
+def require(module: str, purpose: str, *, extra: str = "cli") -> Any:
+    """Import a module of an extra.
 
     Args:
         module: Dotted name.
         purpose: What it is needed for, as in "the data set digits".
+        extra: The extra that it comes with.
 
     Returns:
         The module.
@@ -26,5 +27,5 @@ def require(module: str, purpose: str) -> Any:
     except ModuleNotFoundError as error:
         raise ImportError(
             f"{purpose} needs the package {error.name}, which is not installed. "
-            "Run: pip install 'crest-coresets[cli]'"
+            f"Run: pip install 'crest-coresets[{extra}]'"
         ) from error

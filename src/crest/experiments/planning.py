@@ -15,13 +15,22 @@ __all__ = ["DEFAULTS", "plan_runs"]
 # Batches of 128, 200 epochs and a peak of 0.1 are the paper's. Small data sets are learned sooner,
 # digits has but 1437 images, so that smaller batches leave it steps to save, and cnn has no
 # normalization to bear 0.1. Images of 8 x 8 pixels gain nothing from a second thread.
+_BAG: dict[str, Any] = {
+    **{"network": "bag", "epochs": 8, "batch_size": 32, "lr": 1e-3},
+    "optimizer": "adamw",
+}
+
 DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {"network": "resnet8", "epochs": 20, "batch_size": 32, "lr": 0.1, "threads": 1},
     "mnist": {"network": "cnn", "epochs": 10, "batch_size": 128, "lr": 0.03},
     "fashion_mnist": {"network": "resnet8", "epochs": 20, "batch_size": 128, "lr": 0.1},
     "cifar10": {"network": "resnet20", "epochs": 200, "batch_size": 128, "lr": 0.1},
     "cifar100": {"network": "resnet18", "epochs": 200, "batch_size": 128, "lr": 0.1},
+    "tinyimagenet": {"network": "resnet50", "epochs": 200, "batch_size": 128, "lr": 0.1},
     "images": {"network": "resnet18", "epochs": 50, "batch_size": 128, "lr": 0.1},
+    "snli": _BAG,
+    "snli_part": _BAG,
+    "sst2": _BAG,
 }
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,10 @@ class Results:
         self.path = Path(path)
         self.records = self._read()
 
+    def read_again(self) -> None:
+        """Take in what others wrote to the file."""
+        self.records = self._read()
+
     def find(self, settings: dict[str, Any]) -> dict[str, Any] | None:
         """Look up a finished run.
 
@@ -64,11 +71,16 @@ class Results:
             The record as the file gives it back.
         """
         plain: dict[str, Any] = json.loads(json.dumps(_finite(record), allow_nan=False))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(self.path.parent):
+            self._replace(plain)
+        return plain
+
+    def _replace(self, plain: dict[str, Any]) -> None:
         others = [other for other in self._read() if other["settings"] != plain["settings"]]
         self.records = [*others, plain]
         _set_gaps(self.records)  # a full run gives earlier records their gap, too
         lines = ",\n".join(json.dumps(record) for record in self.records)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
             with partial.open("w", encoding="utf-8") as file:
@@ -78,7 +90,6 @@ class Results:
             partial.replace(self.path)
         finally:
             partial.unlink(missing_ok=True)
-        return plain
 
     def _read(self) -> list[dict[str, Any]]:
         if not self.path.exists():
@@ -102,6 +113,22 @@ class Results:
             f"{self.path} must be a list of finished runs; {reason}. It was left as it is: "
             "move it away, or name another folder with --out."
         )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process writes; a lock ends with its process. Windows goes without."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _set_gaps(records: list[dict[str, Any]]) -> None:

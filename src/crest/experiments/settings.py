@@ -11,8 +11,9 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from crest.experiments.choices import check_choice
-from crest.experiments.datasets import DATASETS
+from crest.experiments.datasets import DATASETS, TEXT_DATASETS
 from crest.experiments.networks import NETWORKS
+from crest.experiments.text_networks import TEXT_NETWORKS
 from crest.strategies import (
     AdaCore,
     Craig,
@@ -27,7 +28,7 @@ from crest.strategies import (
     Strategy,
 )
 
-__all__ = ["STRATEGIES", "VALIDATION_FRACTION", "RunSettings", "build_strategy"]
+__all__ = ["OPTIMIZERS", "STRATEGIES", "VALIDATION_FRACTION", "RunSettings", "build_strategy"]
 
 # The schedule of "sgd_dagger" is that of full training, see `RunSettings.count_schedule_steps`.
 STRATEGIES: dict[str, type[Any]] = {
@@ -45,6 +46,8 @@ STRATEGIES: dict[str, type[Any]] = {
     "full": Full,
 }
 
+OPTIMIZERS = ("sgd", "adamw")
+
 VALIDATION_FRACTION = 0.1  # of the train images; glister looks at these and trains on the others
 
 # Fields of a strategy that are those of the run, unless an option says otherwise.
@@ -57,7 +60,8 @@ class RunSettings:
 
     Args:
         data: One of `experiments.datasets.DATASETS`.
-        network: One of `experiments.networks.NETWORKS`.
+        network: One of `experiments.networks.NETWORKS`, or for text of
+            `experiments.text_networks.TEXT_NETWORKS`.
         strategy: One of `STRATEGIES`.
         seed: Of the first weights, the order and the views, >= 0.
         budget: Share of the full steps, in (0, 1]; `"full"` always takes them all.
@@ -65,7 +69,9 @@ class RunSettings:
         batch_size: m, >= 1.
         lr: Peak learning rate, > 0.
         weight_decay: >= 0.
-        momentum: In [0, 1).
+        momentum: In [0, 1), of `"sgd"`.
+        optimizer: `"sgd"` with warm-up and two drops of the learning rate, or `"adamw"` with a
+            constant one.
         augment: Whether to shift and mirror train images.
         evaluations: How often test accuracy is measured, >= 1.
         device: `"cpu"`, `"cuda"` or the like.
@@ -93,10 +99,14 @@ class RunSettings:
     threads: int = field(default_factory=torch.get_num_threads)
     strategy_options: Mapping[str, Any] = field(default_factory=dict)
     num_steps: int | None = None
+    optimizer: str = "sgd"
 
     def __post_init__(self) -> None:
         check_choice("data", self.data, DATASETS)
-        check_choice("network", self.network, NETWORKS)
+        check_choice(
+            "network", self.network, TEXT_NETWORKS if self.data in TEXT_DATASETS else [*NETWORKS]
+        )
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("strategy", self.strategy, STRATEGIES)
         rules = [
             ("seed", self.seed >= 0, ">= 0"),

@@ -7,34 +7,36 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset, Subset
 
 import crest
+from crest.experiments.checkpoint import Checkpoint, Paused
 from crest.experiments.diagnosis import Diagnosis, check_diagnostics, evenly_spaced
-from crest.experiments.image_data import ImageData
 from crest.experiments.learning_rate import learning_rate_factor
 from crest.experiments.memory import keep_freed_memory
-from crest.experiments.networks import build_network
+from crest.experiments.protocol import LabelledData, Views
 from crest.experiments.settings import VALIDATION_FRACTION, RunSettings
-from crest.experiments.views import ImageViews
 
 __all__ = ["count_steps", "train"]
 
-_EVALUATION_BATCH = 250  # test images in one forward pass; more do not fit a cache
+_EVALUATION_BATCH = 250  # test examples in one forward pass; more do not fit a cache
 
 
 def train(
     settings: RunSettings,
-    data: ImageData,
+    data: LabelledData,
     *,
     on_step: Callable[[int], None] | None = None,
     diagnostics: Sequence[str] = (),
+    checkpoint: Checkpoint | None = None,
 ) -> dict[str, Any]:
     """Train once and measure. Seeds torch's global generator and sets its threads.
 
@@ -44,9 +46,11 @@ def train(
 
     Args:
         settings: What to train and how.
-        data: Train and test images.
+        data: Train and test examples.
         on_step: Called with the number of steps taken, after each.
         diagnostics: What else to measure, some of `diagnosis.DIAGNOSTICS`.
+        checkpoint: Where the run is saved now and then; if it was, the run goes on from there and
+            ends as if it had never stopped. Clocks count the seconds of all parts.
 
     Returns:
         The record of the run, primitives only: `data`, `network`, `strategy`, `seed`,
@@ -56,6 +60,7 @@ def train(
         `Diagnosis.to_record`; `parameters`, `history`, `versions` and `machine`.
 
     Raises:
+        Paused: If the time of the checkpoint is up.
         ValueError: If settings and data do not fit, a diagnostic is unknown, or the loss is not
             finite.
     """
@@ -65,26 +70,29 @@ def train(
     if device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(settings.seed)
-    model = build_network(
-        settings.network, data.in_channels, data.image_size, len(data.classes)
-    ).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    views = ImageViews(data, device, augment=settings.augment)
+    model = data.build_network(settings.network).to(device)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    views = data.make_views(device, augment=settings.augment)
     _rehearse(settings, data, views, model)
 
     num_steps = count_steps(settings, data)
     schedule_steps = settings.count_schedule_steps(_steps_per_epoch(settings, data))
     evaluate_at = evenly_spaced(num_steps, settings.evaluations)
-    evaluator = _Evaluator(views, data.test_images, data.test_labels, device)
     criterion = nn.CrossEntropyLoss(reduction="none")
-    loader = _make_loader(settings, data, views, model)
+    loader, order = _make_loader(settings, data, views, model)
     optimizer = _make_optimizer(settings, model)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, schedule_steps)
+    scheduler = LambdaLR(
+        optimizer,
+        lambda step: (
+            1.0 if settings.optimizer == "adamw" else learning_rate_factor(step, schedule_steps)
+        ),
     )
-    diagnosis = _make_diagnosis(diagnostics, settings, data, views, model, loader)
-    curve: list[dict[str, float]] = []
-    clock = _Clock(device)
-    step = 0
+    diagnosis = _make_diagnosis(diagnostics, settings, views, model, loader, num_steps)
+    run = _Run(model, optimizer, scheduler, loader, order, diagnosis, device)
+    saved = None if checkpoint is None else checkpoint.load()
+    seconds = 0.0 if saved is None else run.load_state_dict(saved)
+    curve, step = run.curve, run.step
+    clock = _Clock(device, seconds)
     while step < num_steps:
         for inputs, targets, weights in loader:
             losses = criterion(model(inputs), targets.to(device))
@@ -94,18 +102,24 @@ def train(
             loss.backward()
             optimizer.step()
             scheduler.step()
-            step += 1
+            step = run.step = step + 1
             if on_step is not None:
                 on_step(step)
-            if diagnosis.is_due(step) or step in evaluate_at:
+            measures = diagnosis.is_due(step) or step in evaluate_at
+            saves = checkpoint is not None and checkpoint.is_due and step < num_steps
+            if measures or saves:
                 seconds = clock.stop()
                 _check_finite(loss, step)
                 if step in evaluate_at:
-                    accuracy = evaluator.accuracy(model)
+                    accuracy = float(_correct(model, views.test_batches(_EVALUATION_BATCH)).mean())
                     curve.append({"step": step, "seconds": seconds, "accuracy": accuracy})
                 diagnosis.measure(step)
                 if step == num_steps:
                     break
+                if checkpoint is not None and saves:
+                    checkpoint.save(run.state_dict(seconds))
+                    if checkpoint.time_is_up:
+                        raise Paused
                 # The loader books the time between two batches as training; this was none.
                 loader.history.seconds["train"] -= clock.start()
     return {
@@ -135,7 +149,7 @@ def train(
     }
 
 
-def count_steps(settings: RunSettings, data: ImageData) -> int:
+def count_steps(settings: RunSettings, data: LabelledData) -> int:
     """Compute the steps of a run.
 
     Args:
@@ -151,34 +165,36 @@ def count_steps(settings: RunSettings, data: ImageData) -> int:
     return settings.count_steps(_steps_per_epoch(settings, data))
 
 
-def _steps_per_epoch(settings: RunSettings, data: ImageData) -> int:
-    n = len(data.train_images)
+def _steps_per_epoch(settings: RunSettings, data: LabelledData) -> int:
+    n = data.num_train
     if settings.batch_size > n:
         raise ValueError(
-            f"batch_size must be at most the number of train images, {n}; "
+            f"batch_size must be at most the number of train examples, {n}; "
             f"got {settings.batch_size}."
         )
     return n // settings.batch_size
 
 
 def _make_loader(
-    settings: RunSettings, data: ImageData, views: ImageViews, model: nn.Module
-) -> crest.CoresetLoader:
-    dataset: Dataset[Any] = views
+    settings: RunSettings, data: LabelledData, views: Views, model: nn.Module
+) -> tuple[crest.CoresetLoader, torch.Generator]:
+    """Make the loader, and the generator of the order that full training takes."""
+    dataset = cast(Dataset[Any], views)
+    generator = torch.Generator().manual_seed(settings.seed)
     validation_loader = None
     if settings.strategy == "glister":
         held_out, trained = _split(settings, len(views))
-        clean = ImageViews(data, settings.device, augment=False)
+        clean = cast(Dataset[Any], data.make_views(settings.device, augment=False))
         validation_loader = DataLoader(Subset(clean, held_out), batch_size=settings.batch_size)
-        dataset = Subset(views, trained)
+        dataset = Subset(dataset, trained)
     train_loader = DataLoader(
         dataset,
         batch_size=settings.batch_size,
         shuffle=True,
         drop_last=True,  # every step of every strategy has m examples
-        generator=torch.Generator().manual_seed(settings.seed),
+        generator=generator,
     )
-    return crest.CoresetLoader(
+    loader = crest.CoresetLoader(
         train_loader,
         model,
         loss_fn=nn.CrossEntropyLoss(reduction="none"),
@@ -188,10 +204,11 @@ def _make_loader(
         budget=settings.budget,
         seed=settings.seed,
     )
+    return loader, generator
 
 
 def _split(settings: RunSettings, n: int) -> tuple[list[int], list[int]]:
-    """Divide the train images into those held out and those trained on."""
+    """Divide the train examples into those held out and those trained on."""
     if settings.strategy != "glister":
         return [], list(range(n))
     order = torch.randperm(n, generator=torch.Generator().manual_seed(settings.seed)).tolist()
@@ -202,27 +219,24 @@ def _split(settings: RunSettings, n: int) -> tuple[list[int], list[int]]:
 def _make_diagnosis(
     names: Sequence[str],
     settings: RunSettings,
-    data: ImageData,
-    views: ImageViews,
+    views: Views,
     model: nn.Module,
     loader: crest.CoresetLoader,
+    num_steps: int,
 ) -> Diagnosis:
     def look() -> Tensor:
         _, trained = _split(settings, len(views))
-        images, labels = data.train_images[trained], data.train_labels[trained]
-        return _Evaluator(views, images, labels, torch.device(settings.device)).correct(model)
+        return _correct(model, views.plain_batches(trained, _EVALUATION_BATCH)).bool()
 
-    return Diagnosis(
-        names,
-        loader,
-        look,
-        count_steps(settings, data),
-        settings.evaluations,
-        getattr(settings.make_strategy(), "subset_size", None),
-    )
+    subset_size = getattr(settings.make_strategy(), "subset_size", None)
+    return Diagnosis(names, loader, look, num_steps, settings.evaluations, subset_size)
 
 
-def _make_optimizer(settings: RunSettings, model: nn.Module) -> torch.optim.SGD:
+def _make_optimizer(settings: RunSettings, model: nn.Module) -> torch.optim.Optimizer:
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(
+            model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+        )
     return torch.optim.SGD(
         model.parameters(),
         lr=settings.lr,
@@ -231,13 +245,13 @@ def _make_optimizer(settings: RunSettings, model: nn.Module) -> torch.optim.SGD:
     )
 
 
-def _rehearse(settings: RunSettings, data: ImageData, views: ImageViews, model: nn.Module) -> None:
+def _rehearse(settings: RunSettings, data: LabelledData, views: Views, model: nn.Module) -> None:
     """Take one step on a copy, leaving model and random states as they are."""
     device = torch.device(settings.device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         actor = copy.deepcopy(model)
         optimizer = _make_optimizer(settings, actor)
-        for inputs, targets, weights in _make_loader(settings, data, views, actor):
+        for inputs, targets, weights in _make_loader(settings, data, views, actor)[0]:
             losses = nn.functional.cross_entropy(
                 actor(inputs), targets.to(device), reduction="none"
             )
@@ -253,42 +267,69 @@ def _check_finite(loss: Tensor, step: int) -> None:
         )
 
 
-class _Evaluator:
-    """Looks at all of some images without augmentation, in eval mode."""
+def _correct(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Tell which examples the model has right, in eval mode: 1.0 or 0.0 for each."""
+    model.eval()
+    with torch.inference_mode():
+        correct = [model(inputs).argmax(1) == labels for inputs, labels in batches]
+    model.train()
+    return torch.cat(correct).double()
 
-    def __init__(
-        self, views: ImageViews, images: Tensor, labels: Tensor, device: torch.device
-    ) -> None:
-        self._views = views
-        self._images = images.to(device)
-        self._labels = labels.to(device)
 
-    def accuracy(self, model: nn.Module) -> float:
-        """Measure the fraction of the images that the model has right."""
-        return int(self.correct(model).sum()) / len(self._labels)
+@dataclass
+class _Run:
+    """All that changes while a run is under way."""
 
-    def correct(self, model: nn.Module) -> Tensor:
-        """Tell which images the model has right."""
-        model.eval()
-        with torch.inference_mode():
-            correct = [
-                model(self._views.normalize(images)).argmax(1) == labels
-                for images, labels in zip(
-                    self._images.split(_EVALUATION_BATCH),
-                    self._labels.split(_EVALUATION_BATCH),
-                    strict=True,
-                )
-            ]
-        model.train()
-        return torch.cat(correct)
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: LambdaLR
+    loader: crest.CoresetLoader
+    order: torch.Generator
+    diagnosis: Diagnosis
+    device: torch.device
+    step: int = 0
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+    def state_dict(self, seconds: float) -> dict[str, Any]:
+        on_cuda = self.device.type == "cuda"
+        return {
+            "step": self.step,
+            "curve": self.curve,
+            "seconds": seconds,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "loader": self.loader.state_dict(),
+            "records": self.loader.history.records,  # all; the loader keeps the newest
+            "diagnosis": self.diagnosis.state_dict(),
+            "order": self.order.get_state(),
+            "random": torch.get_rng_state(),
+            "cuda_random": torch.cuda.get_rng_state(self.device) if on_cuda else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> float:
+        """Go on from there, and return the seconds that it took to get there."""
+        self.step, self.curve = state["step"], state["curve"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.loader.load_state_dict(state["loader"])
+        self.loader.history.records = state["records"]
+        self.diagnosis.load_state_dict(state["diagnosis"])
+        self.order.set_state(state["order"])
+        torch.set_rng_state(state["random"])
+        if state["cuda_random"] is not None:
+            torch.cuda.set_rng_state(state["cuda_random"], self.device)
+        seconds: float = state["seconds"]
+        return seconds
 
 
 class _Clock:
     """Wall time with pauses, once the device has done what it was given."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, seconds: float = 0.0) -> None:
         self._device = device
-        self._seconds = 0.0
+        self._seconds = seconds
         self._turned = self._now()
 
     def stop(self) -> float:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from crest.experiments.image_data import ImageData
+if TYPE_CHECKING:
+    from crest.experiments.image_data import ImageData
 
 __all__ = ["ImageViews", "shift_and_flip"]
 
 
 class ImageViews(Dataset[tuple[Tensor, int]]):
-    """Train images, normalized, and shifted and mirrored at random if asked.
+    """Train images, normalized, and shifted and mirrored at random if asked; test images plain.
 
     All images stay on the device as bytes, 150 MB for CIFAR. A view is the image padded by an
     eighth of its size with black (4 pixels of 32), cropped back at a random place, and mirrored
@@ -35,6 +37,8 @@ class ImageViews(Dataset[tuple[Tensor, int]]):
         self._images = data.train_images.to(self._device)
         # Python integers: a collated tensor on the device would be read back one by one.
         self._labels: list[int] = data.train_labels.tolist()
+        self._test_images = data.test_images.to(self._device)
+        self._test_labels = data.test_labels.to(self._device)
         self._mean, self._std = data.moments
         self._padding = data.image_size // 8 if augment else 0
         self._flip = augment and data.flip
@@ -62,6 +66,35 @@ class ImageViews(Dataset[tuple[Tensor, int]]):
             images = shift_and_flip(images, self._padding, flip=self._flip)
         views = self.normalize(images)
         return list(zip(views.unbind(0), [self._labels[i] for i in indices], strict=True))
+
+    def plain_batches(self, indices: Sequence[int], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give some train images, normalized and not augmented, and their classes.
+
+        Args:
+            indices: Of the images.
+            size: Images at a time.
+
+        Yields:
+            As `test_batches`.
+        """
+        for rows in torch.as_tensor(indices).split(size):
+            labels = torch.tensor([self._labels[row] for row in rows.tolist()])
+            images = self._images[rows.to(self._device)]
+            yield self.normalize(images), labels.to(self._device)
+
+    def test_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give all test images, normalized, and their classes.
+
+        Args:
+            size: Images at a time.
+
+        Yields:
+            Images, shape (k, channels, size, size), and classes, shape (k,), on the device.
+        """
+        for images, labels in zip(
+            self._test_images.split(size), self._test_labels.split(size), strict=True
+        ):
+            yield self.normalize(images), labels
 
     def normalize(self, images: Tensor) -> Tensor:
         """Give the train pixels mean 0 and standard deviation 1 in each channel.

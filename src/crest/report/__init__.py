@@ -1,5 +1,7 @@
 """Turns saved results into tables and figures; never trains."""
 
+from crest.report.paper_figure import plot_item as plot_item
+from crest.report.paper_table import format_item as format_item
 from crest.report.plot import plot_comparison as plot_comparison
 from crest.report.progress import LineProgress as LineProgress
 from crest.report.progress import make_progress as make_progress

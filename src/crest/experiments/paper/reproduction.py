@@ -1,0 +1,158 @@
+"""Trains what a table or figure needs, in pieces, and finds what is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crest.experiments.checkpoint import Checkpoint, Paused
+from crest.experiments.choices import check_choice
+from crest.experiments.comparison import Progress, lacks, measured
+from crest.experiments.paper.items import ITEMS, Item
+from crest.experiments.paper.tasks import SCALES, PaperTask, load_task
+from crest.experiments.protocol import LabelledData
+from crest.experiments.results import Results
+from crest.experiments.training import count_steps, train
+
+__all__ = ["Outcome", "reproduce"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is kept of the runs of one item.
+
+    Attributes:
+        name: Of the item.
+        item: The item, with no tasks but those that were asked for.
+        scale: One of `SCALES`.
+        tasks: Task by name.
+        records: Records over seeds, by task and label of the variant.
+        facts: `classes`, `train` examples and `parameters` of each task, for items that train
+            nothing.
+        left: Runs that are not finished.
+    """
+
+    name: str
+    item: Item
+    scale: str
+    tasks: dict[str, PaperTask]
+    records: dict[tuple[str, str], list[dict[str, Any]]]
+    facts: dict[str, dict[str, int]]
+    left: int
+
+
+def reproduce(
+    name: str,
+    scale: str,
+    *,
+    data_dir: Path,
+    out: Path,
+    progress: Progress,
+    seeds: Sequence[int] = (0,),
+    tasks: Sequence[str] | None = None,
+    device: str = "cpu",
+    threads: int = 1,
+    shard: tuple[int, int] = (1, 1),
+    minutes: float = math.inf,
+) -> Outcome:
+    """Train the runs of an item that are not kept yet.
+
+    Runs are kept in OUT/TASK.json, and shared by all items; a run under way is saved every two
+    minutes beside them.
+
+    Args:
+        name: One of `ITEMS`.
+        scale: One of `SCALES`.
+        data_dir: Folder of data and weights.
+        out: Folder of the results.
+        progress: Is told how far it is.
+        seeds: One run of each variant for each.
+        tasks: Some of those of the item; None for all.
+        device: Where to train.
+        threads: Of the CPU.
+        shard: (I, K) trains every K-th run, from the I-th on, for K processes side by side.
+        minutes: Stops after these, in the middle of a run if need be.
+
+    Returns:
+        What is kept now.
+
+    Raises:
+        FileNotFoundError: If data or weights are missing.
+        ValueError: If a name is unknown or a value out of its range.
+    """
+    check_choice("item", name, ITEMS)
+    check_choice("scale", scale, SCALES)
+    item = ITEMS[name]
+    for task in tasks or ():
+        check_choice(f"task of {name}", task, item.tasks)
+    index, count = shard
+    if not 1 <= index <= count:
+        raise ValueError(f"shard must be I/K with 1 <= I <= K; got {index}/{count}.")
+    chosen = {task: SCALES[scale][task] for task in item.tasks if not tasks or task in tasks}
+    results = {task: Results(out / f"{task}.json") for task in chosen}
+    if not item.trains and not item.variants:
+        return Outcome(name, item, scale, chosen, {}, {}, left=0)
+    data = {task: load_task(of, data_dir) for task, of in chosen.items()}
+    deadline = time.monotonic() + 60 * minutes
+    plan = [
+        (task, variant.label, variant.settings(of, data[task].num_train, seed, device, threads))
+        for seed in dict.fromkeys(seeds)
+        for task, of in chosen.items()
+        for variant in item.variants
+    ]
+    keys = [settings.to_record(data[task].fingerprint) for task, _, settings in plan]
+    if item.trains:
+        # Of the whole plan, so that a process that starts later takes the same share.
+        share = list(zip(plan, keys, strict=True))[index - 1 :: count]
+        mine = [
+            (task, settings, key)
+            for (task, _, settings), key in share
+            if lacks(results[task].find(key), item.diagnostics)
+        ]
+        progress.plan(count_steps(settings, data[task]) for task, settings, _ in mine)
+        for task, settings, key in mine:
+            wanted = list(dict.fromkeys([*item.diagnostics, *measured(results[task].find(key))]))
+            digest = hashlib.sha256(json.dumps([key, wanted], sort_keys=True).encode()).hexdigest()
+            checkpoint = Checkpoint(out / "under-way" / f"{digest[:16]}.pt", deadline=deadline)
+            if checkpoint.time_is_up:
+                break
+            progress.begin(settings, count_steps(settings, data[task]))
+            try:
+                record = train(
+                    settings,
+                    data[task],
+                    on_step=progress.advance,
+                    diagnostics=wanted,
+                    checkpoint=checkpoint,
+                )
+            except Paused:
+                break
+            progress.finish(results[task].add(record), kept=False)
+            checkpoint.remove()
+    records: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    left = 0
+    for task, found in results.items():
+        found.read_again()
+        for (planned, label, _), key in zip(plan, keys, strict=True):
+            if planned == task:
+                record_kept = found.find(key)
+                left += item.trains and lacks(record_kept, item.diagnostics)
+                if record_kept is not None:
+                    records.setdefault((task, label), []).append(record_kept)
+    facts = {} if item.trains else {task: _facts(of, data[task]) for task, of in chosen.items()}
+    return Outcome(name, item, scale, chosen, records, facts, left)
+
+
+def _facts(task: PaperTask, data: LabelledData) -> dict[str, int]:
+    network = data.build_network(task.network)
+    return {
+        "classes": len(data.classes),
+        "train": data.num_train,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+    }

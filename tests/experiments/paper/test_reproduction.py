@@ -1,0 +1,123 @@
+"""Runs of an item are trained once, in pieces, and shared."""
+
+import io
+import json
+import multiprocessing
+
+import pytest
+
+from crest.experiments.paper import reproduce, reproduction
+from crest.experiments.results import Results
+from crest.report.progress import LineProgress
+
+
+def call(out, name="fig8", **options):
+    said = io.StringIO()
+    options = {"tasks": ["cifar10"], "data_dir": out, "progress": LineProgress(said), **options}
+    return reproduce(name, "smoke", out=out, **options), said.getvalue()
+
+
+def labels(outcome):
+    return {label: len(records) for (_, label), records in outcome.records.items()}
+
+
+def test_runs_are_kept_and_shared_by_items(tmp_path):
+    outcome, _ = call(tmp_path, seeds=[0, 1])
+    assert labels(outcome) == dict.fromkeys(("Full", "CREST", "Random", "Random, m x 4"), 2)
+    assert outcome.left == 0
+    records = outcome.records["cifar10", "Random, m x 4"]
+    assert [(r["seed"], r["settings"]["batch_size"]) for r in records] == [(0, 64), (1, 64)]
+    again, said = call(tmp_path, "fig2", seeds=[0, 1])
+    assert said == ""  # nothing to train
+    assert labels(again) == dict.fromkeys(("Full", "Random", "CREST"), 2)
+
+
+def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
+    whole, _ = call(tmp_path / "whole")
+
+    class Impatient(reproduction.Checkpoint):
+        """Time is up after a hundred steps of a run."""
+
+        asked = 0
+
+        @property
+        def time_is_up(self):
+            self.asked += 1
+            return self.asked > 100
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reproduction, "Checkpoint", Impatient)
+        stopped, _ = call(tmp_path / "pieces")
+        assert stopped.left == 4
+        assert len(list((tmp_path / "pieces" / "under-way").iterdir())) == 1
+        stopped, _ = call(tmp_path / "pieces")
+    assert not list((tmp_path / "pieces" / "under-way").iterdir())
+    assert stopped.left == 0
+    for key, (record,) in whole.records.items():
+        (other,) = stopped.records[key]
+        assert other["accuracy"] == record["accuracy"]
+        assert other["updates"] == record["updates"]
+
+
+def test_a_diagnostic_that_is_missing_is_measured(tmp_path):
+    call(tmp_path, "table3")
+    outcome, said = call(tmp_path, "fig9")
+    assert said.startswith("1 run(s) to train")
+    (record,) = outcome.records["cifar10", "CREST"]
+    assert record["diagnostics"]["gradient_error"]
+    assert call(tmp_path, "fig7")[1].startswith("1 run(s) to train")
+    assert call(tmp_path, "fig9")[1] == ""  # both are in the record now
+
+
+def test_shards_share_the_runs(tmp_path):
+    one, _ = call(tmp_path, shard=(1, 2), seeds=[0])
+    assert labels(one) == {"Full": 1, "Random": 1}
+    assert one.left == 2
+    assert call(tmp_path, shard=(1, 2), seeds=[0])[1] == ""  # the other half is not its own
+    two, _ = call(tmp_path, shard=(2, 2), seeds=[0])
+    assert two.left == 0
+
+
+def add_records(path, numbers):
+    for number in numbers:
+        record = dict.fromkeys(("strategy", "equal_time", "steps", "accuracy_gap"), 0)
+        record |= {"seed": number, "settings": {"seed": number}, "accuracy": 0.5}
+        record |= dict.fromkeys(("seconds", "cost", "overhead", "curve"), 0)
+        Results(path).add(record)
+
+
+def test_processes_that_write_at_once_lose_nothing(tmp_path):
+    path = tmp_path / "results.json"
+    context = multiprocessing.get_context("fork")
+    workers = [
+        context.Process(target=add_records, args=(path, range(20 * k, 20 * k + 20)))
+        for k in range(3)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert sorted(record["seed"] for record in json.loads(path.read_text())) == list(range(60))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"name": "tabel1"}, ValueError, "item must be one of table1, .* Did you mean table1?"),
+        ({"tasks": ["cifar11"]}, ValueError, "task of fig8 must be one of cifar10; got"),
+        ({"shard": (3, 2)}, ValueError, "1 <= I <= K; got 3/2"),
+        (
+            {"name": "table1", "tasks": ["snli"]},
+            FileNotFoundError,
+            "snli_part needs the files .* Or leave it out: --tasks takes some of cifar10",
+        ),
+    ],
+)
+def test_errors_name_what_is_wrong(tmp_path, options, error, message):
+    with pytest.raises(error, match=message):
+        call(tmp_path, **options)
+
+
+def test_an_unknown_scale_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="scale must be one of smoke, small, paper; got 'big'"):
+        reproduce("fig8", "big", data_dir=tmp_path, out=tmp_path, progress=None)
