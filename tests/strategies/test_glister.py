@@ -36,7 +36,7 @@ def slow_picks(model, *, per_class, lr, rounds):
         (observe(model, inputs, targets).inputs, targets),
         (observe(model, *held_out).inputs, held_out[1]),
         groups,
-        step_of_one=lr / K,
+        step_of_one=lr / 16,  # m of make_loader
         rounds=min(rounds, max(size for _, size in groups)),
     )
 

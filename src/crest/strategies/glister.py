@@ -21,19 +21,24 @@ _ROUNDING = 1e-3  # of probabilities that are told from losses and errors in flo
 
 @dataclass(frozen=True)
 class Glister(SubsetSettings):
-    """Pick greedily what lowers the validation loss most, looking one step of training ahead.
+    """Pick greedily what lowers the validation loss most, looking one pass of training ahead.
 
-    The step is lr times the mean gradient of the subset. To first order, example j adds lr / k
-    times the inner product of its last-layer gradient with that of the validation set. After each
-    round of picks the last layer moves by their part of the step, in thought, and the validation
-    gradient is computed anew from the moved outputs. All weights are 1. The loss must be
-    cross-entropy with one class for each example.
+    A pass over the subset in mini-batches moves the last layer, to first order, by lr / m times the
+    sum of all gradients: example j adds lr / m times the inner product of its gradient with that of
+    the validation set. After each round of picks the last layer moves by their part, in thought,
+    and the validation gradient is computed anew from the moved outputs. All weights are 1. The
+    loss must be cross-entropy with one class for each example.
+
+    Note:
+        A single step on the mean of the subset is k / m times shorter. The validation gradient then
+        hardly changes from pick to pick, all picks are of one kind, and training on them fails
+        (docs/results/baselines.md).
 
     Args:
         validation_loader: Loader over a map-style dataset that shares no example with training; all
             that its sampler chooses is observed at each selection. Parts of one dataset made by
             `Subset` or `random_split` are told apart; copies of an example are not.
-        lr: Learning rate of the step, > 0; as a rule that of the training.
+        lr: Learning rate of the pass, > 0; as a rule that of the training.
         rounds: How often the validation gradient is computed during a selection, >= 1; at most
             after every pick.
 
@@ -103,7 +108,7 @@ class Glister(SubsetSettings):
         ) -> tuple[Tensor, Tensor]:
             with examples.timed("features"):
                 validation = _Outlook(examples.outside_gradients(loader, indices))
-            picks = _greedy(gradients, shares, validation, self.lr, self.rounds)
+            picks = _greedy(gradients, shares, validation, self.lr / task.batch_size, self.rounds)
             return picks, torch.full((len(picks),), task.num_examples / len(picks))
 
         return SubsetPlanner(self, task, pick)
@@ -159,11 +164,10 @@ def _greedy(
     gradients: LastLayerGradients,
     shares: list[Share],
     validation: _Outlook,
-    lr: float,
+    step_of_one: float,
     rounds: int,
 ) -> Tensor:
     errors, inputs = gradients.errors.float(), _with_ones(gradients.inputs)
-    step_of_one = lr / sum(size for _, size in shares)
     rounds = min(rounds, max(size for _, size in shares))
     picks: list[Tensor] = []
     picked = torch.zeros(len(errors), dtype=torch.bool, device=errors.device)
