@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import math
+import multiprocessing
 import sys
 
 import pytest
@@ -288,6 +289,30 @@ def test_threads_do_not_change_a_pick(monkeypatch):
     for others in results[1:]:
         assert all(torch.equal(*both) for both in zip(others, results[0], strict=True))
     assert torch.equal(results[0][0], results[0][2])
+
+
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_a_fork_does_not_wait_for_threads_of_its_parent(monkeypatch):
+    module = importlib.import_module("crest.selection._compiled")
+    monkeypatch.setattr(module, "_WORTH_A_THREAD", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    gradients = torch.stack([make_gradients(30, 6, seed) for seed in range(4)]).numpy()
+
+    def pick():
+        return module.greedy(torch.from_numpy(gradients), 5, are_features=True, weights=None)
+
+    expected = pick()[0].tolist()
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(
+        target=lambda: writer.send(pick()[0].tolist())
+    )
+    child.start()
+    try:
+        assert reader.poll(60)
+        assert reader.recv() == expected
+    finally:
+        child.kill()
+        child.join()
 
 
 def test_ties_fall_alike_in_every_version():

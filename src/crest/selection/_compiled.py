@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import re
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 from typing import Any, TypeVar, cast
 
@@ -811,7 +812,17 @@ def _in_threads(run: Callable[[slice], Result], count: int, entries: int) -> lis
     if threads == 1:
         return [run(slice(0, count))]
     bounds = [count * k // threads for k in range(threads + 1)]
-    with ThreadPoolExecutor(threads - 1) as pool:
-        slices = [slice(*both) for both in pairwise(bounds)]
-        others = [pool.submit(run, some) for some in slices[1:]]
-        return [run(slices[0]), *(other.result() for other in others)]
+    pool = _pool(threads - 1, os.getpid())
+    slices = [slice(*both) for both in pairwise(bounds)]
+    others = [pool.submit(run, some) for some in slices[1:]]
+    try:
+        first = run(slices[0])
+    finally:
+        wait(others)  # they write into arrays of the caller
+    return [first, *(other.result() for other in others)]
+
+
+@functools.cache
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Keep threads from call to call. They stay behind in a fork, whose `process` is another."""
+    return ThreadPoolExecutor(threads)
