@@ -184,13 +184,14 @@ class Observer:
         with self._undisturbed(), autocast, torch.no_grad():
             batch = self._seen(batch)
             head = self.find_head(batch)
+            parameter = next(head.parameters(), None)
             inputs: list[Tensor] = []
             outputs: list[Tensor] = []
 
             def detach_input(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
                 hidden = arguments[0].detach()
                 if self._dtype is not None:
-                    hidden = hidden.float()
+                    hidden = hidden if parameter is None else hidden.to(parameter.dtype)
                     torch.set_autocast_enabled(device, False)  # until torch.autocast() above ends
                 inputs.append(hidden.requires_grad_())
                 torch.set_grad_enabled(True)  # until torch.no_grad() above ends
@@ -330,9 +331,6 @@ class Observer:
 
     def _seen(self, batch: Any) -> Any:
         return batch if self._transform is None else self._transform(batch)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None)
 
     def _per_example_losses(self, batch: Any) -> Tensor:
         if self._takes_model:

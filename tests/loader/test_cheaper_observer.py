@@ -98,6 +98,13 @@ def test_autocast_keeps_the_head_precise_and_leaves_no_trace():
     assert torch.equal(observer.losses(batch), seen.losses)
 
 
+def test_autocast_serves_a_model_in_double_precision():
+    model = make_model().double()
+    inputs, targets = make_tensors(32)
+    observer = Observer(model, CRITERION, dtype=torch.bfloat16)
+    assert observer.last_layer_gradients((inputs.double(), targets)).errors.dtype == torch.float64
+
+
 def test_the_chunk_bounds_a_pass():
     sizes = []
     model = make_model()
