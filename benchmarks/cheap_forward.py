@@ -84,6 +84,9 @@ ROWS = {
         for lr in (0.05, 0.2, 0.4)
         for name, strategy in (("random", RANDOM), ("coresets", GREEDY_512))
     },
+    "coresets at half the resolution, lr 0.2": TUNED(
+        GREEDY_512, lr=0.2, observer="half resolution"
+    ),
     "random, m = 16": SMALL(RANDOM, steps=624),
     "random, m = 16, twice the steps": SMALL(RANDOM, steps=1248),
     "random, 2 x 16 accumulated, half the steps": SMALL(RANDOM, steps=312, accumulation=2),
