@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from equal_time import plus_minus
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -236,16 +237,11 @@ def show(records: list[dict[str, Any]]) -> None:
                 str(len(some)),
                 plus_minus([100 * r["accuracy"] for r in some]),
                 plus_minus([100 * r["under_attack"] for r in some]) if attacked else "-",
-                plus_minus(pairs, sign="+"),
+                plus_minus(pairs, sign=True),
                 f"{statistics.fmean(r['cost'] for r in some):.0f}",
                 f"{statistics.median(ratios):.0f}",
             ]
             print(f"| {' | '.join(cells)} |")
-
-
-def plus_minus(values: list[float], sign: str = "") -> str:
-    middle = f"{statistics.fmean(values):{sign}.2f}"
-    return f"{middle} ± {statistics.stdev(values):.2f}" if len(values) > 1 else middle
 
 
 # What is timed
@@ -432,7 +428,6 @@ def time_case(
     observed = cheaper or model
     if compiled:
         fast = torch.compile(model)
-        weights = torch.ones(m)
 
         def observe(batch):
             model.eval()
@@ -488,9 +483,11 @@ def main() -> None:
         command.add_argument("--data-dir", required=True, help="folder with cifar-10-batches-py")
         command.add_argument("--device", default="cpu")
         command.add_argument("--threads", type=int, default=1)
-        command.add_argument("--minutes", type=float, default=1e9, help="stop after about these")
     commands.choices["price"].add_argument("--turns", type=int, default=7)
     commands.choices["train"].add_argument("--out", type=Path, required=True)
+    commands.choices["train"].add_argument(
+        "--minutes", type=float, default=1e9, help="stop after about these"
+    )
     commands.choices["train"].add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     commands.choices["train"].add_argument("--rows", nargs="+", choices=ROWS, default=[*ROWS])
     commands.add_parser("show").add_argument("results", type=Path)

@@ -12,7 +12,7 @@ from crest.experiments.results import Results
 from crest.experiments.settings import RunSettings
 from crest.experiments.training import count_steps, train
 
-__all__ = ["Progress", "compare", "lacks", "measured"]
+__all__ = ["Progress", "compare", "lacks", "to_measure"]
 
 _MATCHED = {"crest", "crest_paper"}
 
@@ -101,9 +101,9 @@ def _run_all(
         again = lacks(record, diagnostics)
         if record is None or again:
             progress.begin(settings, count_steps(settings, data))
-            wanted = dict.fromkeys([*diagnostics, *measured(record)])
+            wanted = to_measure(record, diagnostics)
             record = results.add(
-                train(settings, data, on_step=progress.advance, diagnostics=list(wanted))
+                train(settings, data, on_step=progress.advance, diagnostics=wanted)
             )
         progress.finish(record, kept=not again)
     return looked_up
@@ -111,10 +111,15 @@ def _run_all(
 
 def lacks(record: dict[str, Any] | None, diagnostics: Sequence[str]) -> bool:
     """Tell whether a run must be trained, for its record or for a diagnostic."""
-    return record is None or not set(diagnostics) <= set(measured(record))
+    return record is None or not set(diagnostics) <= set(_measured(record))
 
 
-def measured(record: dict[str, Any] | None) -> list[str]:
+def to_measure(record: dict[str, Any] | None, diagnostics: Sequence[str]) -> list[str]:
+    """Name what a run must measure: what is asked for, and what its older record has."""
+    return list(dict.fromkeys([*diagnostics, *_measured(record)]))
+
+
+def _measured(record: dict[str, Any] | None) -> list[str]:
     """Name the diagnostics of a record; those before there were any have none."""
     return [] if record is None else list(record.get("diagnostics", {}))
 

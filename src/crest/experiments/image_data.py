@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from crest.experiments.networks import build_network
 from crest.experiments.views import ImageViews
 
-__all__ = ["ImageData", "spread"]
+__all__ = ["ImageData", "digits_of", "spread"]
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,7 @@ class ImageData:
     @cached_property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that change with any pixel or label."""
-        digest = hashlib.sha256()
-        for tensor in (self.train_images, self.train_labels, self.test_images, self.test_labels):
-            digest.update(repr(tuple(tensor.shape)).encode())
-            digest.update(tensor.contiguous().numpy().data)
-        return digest.hexdigest()[:12]
+        return digits_of(self.train_images, self.train_labels, self.test_images, self.test_labels)
 
     def build_network(self, name: str) -> nn.Module:
         """Make a network for these images, see `experiments.networks.build_network`."""
@@ -135,6 +131,22 @@ class ImageData:
             test_images=self.test_images[test],
             test_labels=self.test_labels[test],
         )
+
+
+def digits_of(*tensors: Tensor) -> str:
+    """Make a fingerprint of tensors.
+
+    Args:
+        *tensors: On the CPU.
+
+    Returns:
+        Twelve hexadecimal digits that change with any shape or value.
+    """
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(repr(tuple(tensor.shape)).encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()[:12]
 
 
 def spread(length: int, kept: int) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from crest.experiments.image_data import spread
+from crest.experiments.image_data import digits_of, spread
 from crest.experiments.text_networks import build_text_network
 
 __all__ = ["TextData"]
@@ -55,11 +54,7 @@ class TextData:
     @cached_property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that change with any token or label."""
-        digest = hashlib.sha256()
-        for tensor in (self.train_tokens, self.train_labels, self.test_tokens, self.test_labels):
-            digest.update(repr(tuple(tensor.shape)).encode())
-            digest.update(tensor.contiguous().numpy().data)
-        return digest.hexdigest()[:12]
+        return digits_of(self.train_tokens, self.train_labels, self.test_tokens, self.test_labels)
 
     def build_network(self, name: str) -> nn.Module:
         """Make a network for these texts, see `experiments.text_networks.build_text_network`."""

@@ -36,6 +36,15 @@ class _Source(NamedTuple):
     origin: str
 
 
+class _Cut(NamedTuple):
+    train: Tensor  # as in `TextData`, and so below
+    test: Tensor
+    vocabulary_size: int
+    padding: int
+    separator: int
+    weights: Path | None = None
+
+
 class _Text(NamedTuple):
     label: int
     sentences: tuple[str, ...]
@@ -97,51 +106,46 @@ def load_text_files(name: str, data_dir: Path, network: str | None = None) -> Te
         )
     train, test = (list(_read(folder / file, source)) for file in (source.train, source.test))
     labels = [torch.tensor([text.label for text in part]) for part in (train, test)]
-    if network == "roberta":
-        return _in_pieces(name, data_dir / _ROBERTA, (train, test), labels, source.classes)
+    cut = _in_words(train, test) if network != "roberta" else _in_pieces(data_dir, train, test)
+    return TextData(
+        name=name,
+        train_tokens=cut.train,
+        train_labels=labels[0],
+        test_tokens=cut.test,
+        test_labels=labels[1],
+        classes=source.classes,
+        vocabulary_size=cut.vocabulary_size,
+        padding=cut.padding,
+        separator=cut.separator,
+        weights=cut.weights,
+    )
+
+
+def _in_words(train: list[_Text], test: list[_Text]) -> _Cut:
     counts = Counter(word for text in train for words in _words(text) for word in words)
     kept = sorted(word for word, count in counts.items() if count > 1)
     numbers = {word: number for number, word in enumerate(kept, start=_SEPARATOR + 1)}
     tokens = [_pad((_number(text, numbers) for text in part), _PADDING) for part in (train, test)]
-    return TextData(
-        name=name,
-        train_tokens=tokens[0],
-        train_labels=labels[0],
-        test_tokens=tokens[1],
-        test_labels=labels[1],
-        classes=source.classes,
-        vocabulary_size=_SEPARATOR + 1 + len(numbers),
-        padding=_PADDING,
-        separator=_SEPARATOR,
-    )
+    return _Cut(tokens[0], tokens[1], _SEPARATOR + 1 + len(numbers), _PADDING, _SEPARATOR)
 
 
-def _in_pieces(
-    name: str,
-    folder: Path,
-    parts: tuple[list[_Text], list[_Text]],
-    labels: list[Tensor],
-    classes: tuple[str, ...],
-) -> TextData:
+def _in_pieces(data_dir: Path, train: list[_Text], test: list[_Text]) -> _Cut:
+    folder = data_dir / _ROBERTA
     check_weights(folder)
     transformers = require("transformers", "roberta", extra="text")
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     tokens = []
-    for part in parts:
+    for part in (train, test):
         columns = [list(column) for column in zip(*(text.sentences for text in part), strict=True)]
         rows = tokenizer(*columns, truncation=True, max_length=_MAX_PIECES)["input_ids"]
         tokens.append(_pad(rows, tokenizer.pad_token_id))
-    return TextData(
-        name=name,
-        train_tokens=tokens[0],
-        train_labels=labels[0],
-        test_tokens=tokens[1],
-        test_labels=labels[1],
-        classes=classes,
-        vocabulary_size=len(tokenizer),
-        padding=tokenizer.pad_token_id,
-        separator=tokenizer.sep_token_id,
-        weights=folder,
+    return _Cut(
+        tokens[0],
+        tokens[1],
+        len(tokenizer),
+        tokenizer.pad_token_id,
+        tokenizer.sep_token_id,
+        folder,
     )
 
 

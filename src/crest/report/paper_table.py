@@ -86,8 +86,8 @@ def _results(outcome: Outcome) -> list[list[str]]:
 
 _Measure = Callable[[str, Records], Iterable[float]]
 _PLAIN = (
-    *("updates", "cost in random steps", "seconds", "seeds", "steps"),
-    *("normalized bias", "normalized error", "union error", "squared bias"),
+    *("updates", "cost in random steps", "seconds", "seeds"),
+    *("normalized bias", "normalized error", "union error"),
     *("variance of mini-batches", "of random batches", "of random subsets V_r"),
     *("score, first fifth", "score, last fifth", "score of all", "excluded"),
     *("picks of the most picked", "never picked"),

@@ -13,7 +13,7 @@ from typing import Any
 
 from crest.experiments.checkpoint import Checkpoint, Paused
 from crest.experiments.choices import check_choice
-from crest.experiments.comparison import Progress, lacks, measured
+from crest.experiments.comparison import Progress, lacks, to_measure
 from crest.experiments.paper.items import ITEMS, Item
 from crest.experiments.paper.tasks import SCALES, PaperTask, load_task
 from crest.experiments.protocol import LabelledData
@@ -117,7 +117,7 @@ def reproduce(
         ]
         progress.plan(count_steps(settings, data[task]) for task, settings, _ in mine)
         for task, settings, key in mine:
-            wanted = list(dict.fromkeys([*item.diagnostics, *measured(results[task].find(key))]))
+            wanted = to_measure(results[task].find(key), item.diagnostics)
             digest = hashlib.sha256(json.dumps([key, wanted], sort_keys=True).encode()).hexdigest()
             checkpoint = Checkpoint(out / "under-way" / f"{digest[:16]}.pt", deadline=deadline)
             if checkpoint.time_is_up:
