@@ -46,6 +46,31 @@ def test_rows_whose_weights_turn_negative_leave():
     assert set(picks) != set(matching_pursuit(gradients, 20, ridge=0.01).indices.tolist())
 
 
+@pytest.mark.parametrize("seed", [2, 3, 4])
+@pytest.mark.parametrize("ridge", [0.5, 0.01])
+@pytest.mark.parametrize("factored", [False, True])
+def test_more_picks_than_dimensions_are_those_of_the_slow_version_too(factored, ridge, seed):
+    errors, inputs, gradients = make_rows(d=3, seed=seed)  # 8 dimensions
+    expected = reference_baselines.matching_pursuit(gradients, 20, ridge)
+    rows = {"gradients": errors, "inputs": inputs} if factored else {"gradients": gradients}
+    indices, weights = matching_pursuit(size=20, ridge=ridge, **rows)
+    assert indices.tolist() == sorted(expected)
+    for index, weight in zip(indices.tolist(), weights.tolist(), strict=True):
+        assert weight == pytest.approx(expected[index], rel=1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize("size", [2, 3], ids="k={}".format)
+def test_a_row_alone_in_its_direction_can_leave(size):
+    """Two dimensions: three picks take the other of the two inverses that can be kept."""
+    first, second = torch.tensor([10.0, 0.0]), torch.tensor([1.0, 0.9])
+    third = 1 - first - second  # so that their sum is [1, 1]
+    indices, weights = matching_pursuit(torch.stack([first, second, third]), size, ridge=1e-12)
+    found = dict(zip(indices.tolist(), weights.tolist(), strict=True))
+    exact = torch.linalg.solve(torch.stack([second, third]).T, torch.ones(2)).tolist()
+    assert [found[1], found[2]] == pytest.approx(exact, rel=1e-5)
+    assert found.get(0, 0) == 0  # picked first, then not wanted beside the second
+
+
 def test_factors_give_the_picks_of_the_gradients_they_stand_for():
     errors, inputs, gradients = make_rows()
     formed = matching_pursuit(gradients, 15)

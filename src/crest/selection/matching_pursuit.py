@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ __all__ = ["WeightedRows", "matching_pursuit"]
 
 _ROUNDING = 1e-6  # of the best first fit: below it, what is left of the sum is float32 rounding
 _ROWS_AT_ONCE = 8192  # in float64
+_SMALL_RIDGE = 1e-6  # of the largest squared gradient: below it 1 / ridge takes too many digits
 
 
 class WeightedRows(NamedTuple):
@@ -37,7 +39,9 @@ def matching_pursuit(
     active set, stopped at k rows). A row whose weight turns negative leaves and does not return.
 
     A step costs O(n d + k^2), since the inverse of A^T A + ridge I is kept up to date by rank-one
-    terms, both when a row comes and when one leaves; memory is linear in n beside k^2.
+    terms, both when a row comes and when one leaves; memory is linear in n beside k^2. Where
+    gradients have fewer dimensions than there are picks, and the ridge is not tiny, it is the
+    inverse of A A^T + ridge I that is kept: the same least squares for d^2 in place of k^2.
 
     Args:
         gradients: Rows g_i, any floating dtype, shape (n, d). With `inputs`: derivatives e_i by the
@@ -63,19 +67,20 @@ def matching_pursuit(
     """
     _check(gradients, inputs, size, ridge)
     rows = _Rows(gradients, inputs)
-    total = rows.weighted_sum(None, None)
+    total = rows.sum()
     fits = rows.products(total)
     threshold = _ROUNDING * float(fits.max())
-    active = _ActiveSet(size, ridge, fits.device)
+    few_dimensions = total.numel() < size and ridge > _SMALL_RIDGE * rows.largest_square()
+    active = (_FewDimensions if few_dimensions else _FewPicks)(rows, total, size, ridge)
     gone = torch.zeros_like(fits, dtype=torch.bool)
     while active.count < size:
         best = int(fits.argmax())
         if not float(fits[best]) > threshold:
             break
         gone[best] = True
-        active.add(best, *rows.exact_products(best, active.picks, total))
+        active.add(best)
         active.drop_negative()
-        fits = rows.products(total - rows.weighted_sum(active.picks, active.weights))
+        fits = rows.products(total - active.weighted_sum())
         fits.masked_fill_(gone, -math.inf)
 
     picks, weights = active.picks, active.weights
@@ -106,37 +111,33 @@ class _Rows:
             return ((self._errors @ vector) * self._inputs).sum(1)
         return ((self._inputs @ vector.T) * self._errors).sum(1)  # the smaller one is written
 
-    def weighted_sum(self, picks: Tensor | None, weights: Tensor | None) -> Tensor:
-        """Sum up some rows with their weights, or all rows with weight 1: (c, d'), float64."""
-        if picks is None or weights is None:
-            parts = zip(
-                self._errors.split(_ROWS_AT_ONCE), self._inputs.split(_ROWS_AT_ONCE), strict=True
-            )
-            return torch.stack(
-                [errors.double().T @ inputs.double() for errors, inputs in parts]
-            ).sum(0)
-        errors = self._errors[picks].double() * weights.unsqueeze(1)
-        return errors.T @ self._inputs[picks].double()
+    def sum(self) -> Tensor:
+        """Sum up all rows: (c, d'), float64."""
+        parts = zip(
+            self._errors.split(_ROWS_AT_ONCE), self._inputs.split(_ROWS_AT_ONCE), strict=True
+        )
+        return torch.stack([errors.double().T @ inputs.double() for errors, inputs in parts]).sum(0)
 
-    def exact_products(self, row: int, picks: Tensor, total: Tensor) -> tuple[Tensor, float, float]:
-        """Multiply a row by some others, by itself and by the sum of all, in float64."""
-        errors, inputs = self._errors[row].double(), self._inputs[row].double()
-        others = self._errors[picks].double() @ errors
-        others *= self._inputs[picks].double() @ inputs
-        itself = float(errors.square().sum() * inputs.square().sum())
-        return others, itself, float(errors @ total @ inputs)
+    def largest_square(self) -> float:
+        """Largest squared norm of a row."""
+        return float((self._errors.square().sum(1) * self._inputs.square().sum(1)).max())
+
+    def exact(self, rows: Tensor | int) -> tuple[Tensor, Tensor]:
+        """Give both factors of some rows, or of one, in float64."""
+        return self._errors[rows].double(), self._inputs[rows].double()
 
 
-class _ActiveSet:
-    """Picked rows, their least-squares weights, and the inverse of A^T A + ridge I between them."""
+class _ActiveSet(ABC):
+    """Picked rows and their non-negative least-squares weights."""
 
-    def __init__(self, size: int, ridge: float, device: torch.device) -> None:
+    def __init__(self, rows: _Rows, total: Tensor, size: int, ridge: float) -> None:
         self.count = 0
+        self._rows = rows
+        self._total = total
         self._ridge = ridge
-        self._picks = torch.zeros(size, dtype=torch.int64, device=device)
-        self._inverse = torch.zeros(size, size, dtype=torch.float64, device=device)
-        self._weights = torch.zeros(size, dtype=torch.float64, device=device)  # never negative
-        self._solution = torch.zeros_like(self._weights)  # least squares without that bound
+        self._picks = torch.zeros(size, dtype=torch.int64, device=total.device)
+        self._weights = total.new_zeros(size)  # never negative
+        self._solution = total.new_zeros(size)  # least squares without that bound
 
     @property
     def picks(self) -> Tensor:
@@ -146,21 +147,12 @@ class _ActiveSet:
     def weights(self) -> Tensor:
         return self._weights[: self.count]
 
-    def add(self, row: int, products: Tensor, square: float, with_total: float) -> None:
-        """Border the inverse by one row, and solve anew."""
-        s = self.count
-        inverse = self._inverse[:s, :s]
-        coupling = inverse @ products
-        remainder = square + self._ridge - float(coupling @ products)  # at least the ridge
-        weight = (with_total - float(products @ self._solution[:s])) / remainder
-        inverse.addr_(coupling, coupling, alpha=1 / remainder)
-        self._inverse[s, :s] = self._inverse[:s, s] = -coupling / remainder
-        self._inverse[s, s] = 1 / remainder
-        self._solution[:s] -= weight * coupling
-        self._solution[s] = weight
-        self._weights[s] = 0
-        self._picks[s] = row
+    def add(self, row: int) -> None:
+        """Take one more row in, with weight 0, and solve."""
+        self._picks[self.count] = row
+        self._weights[self.count] = 0
         self.count += 1
+        self._solve_with_last()
 
     def drop_negative(self) -> None:
         """Move the weights towards the solution until all of it is positive, as NNLS does."""
@@ -173,17 +165,105 @@ class _ActiveSet:
             way.masked_fill_(solution > 0, math.inf)
             first = int(way.argmin())  # to reach 0
             weights.add_(solution - weights, alpha=float(way[first])).clamp_(min=0)
-            self._drop(first)
+            for values in self._by_pick():
+                values[[first, self.count - 1]] = values[[self.count - 1, first]]
+            self.count -= 1
+            self._solve_without_last()
 
-    def _drop(self, position: int) -> None:
+    def weighted_sum(self) -> Tensor:
+        """Sum up the picked rows with their weights: (c, d'), float64."""
+        errors, inputs = self._factors()
+        return (errors * self.weights.unsqueeze(1)).T @ inputs
+
+    @abstractmethod
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """Both factors of the picked rows, in float64."""
+
+    @abstractmethod
+    def _by_pick(self) -> tuple[Tensor, ...]:
+        """Give all that has one row for each pick."""
+
+    @abstractmethod
+    def _solve_with_last(self) -> None:
+        """Bring the solution up to date after the last row came."""
+
+    @abstractmethod
+    def _solve_without_last(self) -> None:
+        """Bring the solution up to date after the row behind the last one left."""
+
+
+class _FewPicks(_ActiveSet):
+    """Keeps the inverse of A^T A + ridge I, of one row and column for each pick."""
+
+    def __init__(self, rows: _Rows, total: Tensor, size: int, ridge: float) -> None:
+        super().__init__(rows, total, size, ridge)
+        self._inverse = total.new_zeros(size, size)
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        return self._rows.exact(self.picks)
+
+    def _by_pick(self) -> tuple[Tensor, ...]:
+        return self._picks, self._weights, self._solution, self._inverse, self._inverse.T
+
+    def _solve_with_last(self) -> None:
         last = self.count - 1
-        for values in (self._picks, self._weights, self._solution, self._inverse, self._inverse.T):
-            values[[position, last]] = values[[last, position]]
-        column = self._inverse[:last, last]
-        pivot = float(self._inverse[last, last])
-        self._solution[:last] -= column * (float(self._solution[last]) / pivot)
-        self._inverse[:last, :last].addr_(column, column, alpha=-1 / pivot)
-        self.count = last
+        errors, inputs = self._rows.exact(int(self._picks[last]))
+        others = self._rows.exact(self._picks[:last])
+        products = (others[0] @ errors) * (others[1] @ inputs)
+        square = float(errors.square().sum() * inputs.square().sum())
+        inverse = self._inverse[:last, :last]
+        coupling = inverse @ products
+        remainder = square + self._ridge - float(coupling @ products)  # at least the ridge
+        with_total = float(errors @ self._total @ inputs)
+        weight = (with_total - float(products @ self._solution[:last])) / remainder
+        inverse.addr_(coupling, coupling, alpha=1 / remainder)
+        self._inverse[last, :last] = self._inverse[:last, last] = -coupling / remainder
+        self._inverse[last, last] = 1 / remainder
+        self._solution[:last] -= weight * coupling
+        self._solution[last] = weight
+
+    def _solve_without_last(self) -> None:
+        left = self.count
+        column = self._inverse[:left, left]
+        pivot = float(self._inverse[left, left])
+        self._solution[:left] -= column * (float(self._solution[left]) / pivot)
+        self._inverse[:left, :left].addr_(column, column, alpha=-1 / pivot)
+
+
+class _FewDimensions(_ActiveSet):
+    """Keeps the inverse of A A^T + ridge I, of one row and column for each dimension.
+
+    The solution is A^T z with z = (A A^T + ridge I)^-1 b, b the sum of all rows.
+    """
+
+    def __init__(self, rows: _Rows, total: Tensor, size: int, ridge: float) -> None:
+        super().__init__(rows, total, size, ridge)
+        self._inverse = torch.eye(total.numel(), dtype=total.dtype, device=total.device) / ridge
+        self._errors = total.new_zeros(size, total.shape[0])
+        self._inputs = total.new_zeros(size, total.shape[1])
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        return self._errors[: self.count], self._inputs[: self.count]
+
+    def _by_pick(self) -> tuple[Tensor, ...]:
+        return self._picks, self._weights, self._solution, self._errors, self._inputs
+
+    def _solve_with_last(self) -> None:
+        last = self.count - 1
+        self._errors[last], self._inputs[last] = self._rows.exact(int(self._picks[last]))
+        self._change(last, 1.0)
+
+    def _solve_without_last(self) -> None:
+        self._change(self.count, -1.0)
+
+    def _change(self, position: int, sign: float) -> None:
+        gradient = torch.outer(self._errors[position], self._inputs[position]).flatten()
+        coupling = self._inverse @ gradient
+        pivot = 1 + sign * float(gradient @ coupling)
+        self._inverse.addr_(coupling, coupling, alpha=-sign / pivot)
+        z = (self._inverse @ self._total.flatten()).view_as(self._total)
+        errors, inputs = self._factors()
+        self._solution[: self.count] = ((errors @ z) * inputs).sum(1)
 
 
 def _check(gradients: Tensor, inputs: Tensor | None, size: int, ridge: float) -> None:
