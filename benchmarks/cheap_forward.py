@@ -55,7 +55,8 @@ class Row:
     lr: float
     accumulation: int = 1
     attack_steps: int = 0
-    observer: str = "model"  # or "half resolution", "proxy"
+    observer: str = "model"  # or "half resolution", "quarter resolution", "proxy"
+    batch_statistics: bool = False  # of the observer
 
     @property
     def passes(self) -> int:
@@ -130,6 +131,7 @@ def train(data: ImageData, row: Row, seed: int, arguments: argparse.Namespace) -
     observers: dict[str, dict[str, Any]] = {
         "model": {},
         "half resolution": {"observer_transform": halve},
+        "quarter resolution": {"observer_transform": lambda batch: halve(halve(batch))},
     }
     if row.observer == "proxy":
         proxy = proxy_network().to(device)
@@ -143,6 +145,7 @@ def train(data: ImageData, row: Row, seed: int, arguments: argparse.Namespace) -
         accumulation_steps=row.accumulation,
         seed=seed,
         **observers[row.observer],
+        observer_batch_statistics=row.batch_statistics,
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=row.lr, momentum=0.9, weight_decay=5e-4)
     start, batches = time.perf_counter(), 0

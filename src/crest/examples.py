@@ -278,11 +278,12 @@ class ObservedExamples:
     def _observe(
         self, look: Callable[[Any], Result], items: dict[int, Any], indices: Tensor
     ) -> list[tuple[Result, Tensor]]:
-        """Look at examples chunk by chunk; a chunk too large for the memory is halved once."""
+        """Look at examples in equal chunks; one too large for the memory is halved once."""
         parts: list[tuple[Result, Tensor]] = []
         left = indices
         while len(left):
-            some = left[: self._chunk // (2 if self._halved else 1)]
+            most = self._chunk // (2 if self._halved else 1)
+            some = left[: math.ceil(len(left) / math.ceil(len(left) / most))]
             try:
                 parts.append((look(self._batch(items, some)), some))
             except torch.OutOfMemoryError:

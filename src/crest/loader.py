@@ -101,8 +101,11 @@ class CoresetLoader:
             by itself.
         observer_dtype: Dtype of autocast for the passes that measure losses and last-layer
             gradients, such as `torch.bfloat16`. None: the precision of the parameters.
-        observer_chunk: Examples in one of these passes, >= 1; large ones suit a GPU. None: m, or
-            128 if that is more.
+        observer_batch_statistics: Whether batch normalization takes the statistics of each of these
+            passes, as in training, and not the running ones. These lag behind at a large learning
+            rate, and are not those of a transformed batch.
+        observer_chunk: Most examples in one of these passes, >= 1; large ones suit a GPU. None: m,
+            or 128 if that is more.
         attach: `attach(batch, weights, indices)` returns the batch to hand out, for batches that
             are no tuple, list or dict.
 
@@ -112,8 +115,9 @@ class CoresetLoader:
             of its range, or two settings contradict each other.
 
     Note:
-        The losses of `observer_transform` and `observer_model` are not those of the model on its
-        data. With one of them `Crest` excludes no example, and refuses to check a quadratic model.
+        The losses that `observer_transform`, `observer_model` and `observer_batch_statistics` give
+        are not those of the model on its data. With one of them `Crest` excludes no example, and
+        refuses to check a quadratic model.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -149,6 +153,7 @@ class CoresetLoader:
         observer_transform: Callable[[Any], Any] | None = None,
         observer_model: nn.Module | None = None,
         observer_dtype: torch.dtype | None = None,
+        observer_batch_statistics: bool = False,
         observer_chunk: int | None = None,
         attach: Callable[[Any, Tensor, Tensor], Any] | None = None,
     ) -> None:
@@ -179,6 +184,7 @@ class CoresetLoader:
             "observer_transform": observer_transform,
             "observer_model": observer_model,
             "observer_dtype": observer_dtype,
+            "observer_batch_statistics": observer_batch_statistics,
             "observer_chunk": observer_chunk,
             "attach": attach,
         }
@@ -196,6 +202,7 @@ class CoresetLoader:
             "observer_transform": observer_transform is not None,
             "observer_model": observer_model is not None,
             "observer_dtype": None if observer_dtype is None else str(observer_dtype),
+            "observer_batch_statistics": observer_batch_statistics,
             "observer_chunk": observer_chunk,
         }
         self._length = _epoch_length(len(train_loader), budget, accumulation_steps)
@@ -204,13 +211,14 @@ class CoresetLoader:
         self._view_generator = torch.Generator().manual_seed(seed + 1)
         self.observer = Observer(model, loss_fn, head=head, dtype=observer_dtype)
         cheaper = None
-        if observer_model is not None or observer_transform is not None:
+        if observer_model is not None or observer_transform or observer_batch_statistics:
             cheaper = Observer(
                 model if observer_model is None else observer_model,
                 loss_fn,
                 head=head if observer_model is None else None,
                 dtype=observer_dtype,
                 transform=observer_transform,
+                batch_statistics=observer_batch_statistics,
             )
         self.history = History(batch_size * accumulation_steps, self.observer.device)
         self._reader = Reader(train_loader)

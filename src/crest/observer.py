@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
 
 __all__ = ["LastLayerGradients", "Observer"]
 
@@ -101,7 +102,8 @@ class Observer:
 
     After each call `.grad`, buffers, the training flag of every module, hooks, grad mode, autocast
     and the random states of torch, numpy and Python are what they were. Everything is measured in
-    eval mode and in the precision of the parameters, but for what `dtype` says.
+    eval mode and in the precision of the parameters, but for what `dtype` and
+    `batch_statistics` say.
 
     Args:
         model: The model. A compiled model is observed through its original.
@@ -113,6 +115,13 @@ class Observer:
         dtype: Of autocast on the way to the head, for losses and last-layer gradients; the head
             itself keeps the precision of its parameters. None: autocast off.
         transform: `transform(batch)` makes a collated batch cheaper to look at. None: as it is.
+        batch_statistics: Whether batch normalization takes the statistics of the pass, as in
+            training, and not the running ones, which lag behind at a large learning rate and are
+            not those of a transformed batch. Losses then depend on what else is in the pass. A
+            layer in eval mode within a model in training mode stays so.
+
+    Raises:
+        ValueError: If `batch_statistics` is set for a model without batch normalization.
     """
 
     def __init__(
@@ -123,8 +132,17 @@ class Observer:
         head: nn.Module | str | None = None,
         dtype: torch.dtype | None = None,
         transform: Callable[[Any], Any] | None = None,
+        batch_statistics: bool = False,
     ) -> None:
         self.model: nn.Module = getattr(model, "_orig_mod", model)
+        self._batch_statistics = batch_statistics
+        if batch_statistics and not any(
+            isinstance(module, _BatchNorm) for module in self.model.modules()
+        ):
+            raise ValueError(
+                "batch statistics need a model with batch normalization; got "
+                f"{type(self.model).__name__} without. Leave them out."
+            )
         self._loss_fn = loss_fn
         self._dtype = dtype
         self._transform = transform
@@ -371,6 +389,15 @@ class Observer:
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
+        norms: list[_BatchNorm] = []
+        if self._batch_statistics:
+            norms = [
+                module
+                for module in self.model.modules()
+                if isinstance(module, _BatchNorm)
+                and module.track_running_stats
+                and (module.training or not self.model.training)  # not frozen in training, too
+            ]
         device = self.device
         try:
             with (
@@ -379,10 +406,14 @@ class Observer:
             ):
                 for module in modules:
                     module.training = False
+                for module in norms:
+                    module.training, module.track_running_stats = True, False  # else it is updated
                 yield
         finally:
             for module, flag in zip(modules, training, strict=True):
                 module.training = flag
+            for module in norms:
+                module.track_running_stats = True
             with torch.no_grad():
                 for module, name, buffer, before, version in buffers:
                     module._buffers[name] = buffer

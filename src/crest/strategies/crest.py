@@ -206,9 +206,10 @@ class _CrestPlanner:
             )
         if not task.exact_losses and not settings.models_nothing:
             raise ValueError(
-                "error_threshold must be 0 and curvature 'none' with observer_transform or "
-                "observer_model, whose losses are not those that a quadratic model is checked "
-                f"with; got {settings.error_threshold!r} and {settings.curvature!r}."
+                "error_threshold must be 0 and curvature 'none' with observer_transform, "
+                "observer_model or observer_batch_statistics, whose losses are not those that a "
+                f"quadratic model is checked with; got {settings.error_threshold!r} and "
+                f"{settings.curvature!r}."
             )
         self._pool = Pool(n, min_pool=min_pool)
         self._learned = (

@@ -77,7 +77,7 @@ class Task:
         dataset: The data set itself, to tell whether another one shares examples with it; not to
             be read from. None if there is nothing to tell.
         exact_losses: Whether the losses beside last-layer gradients are those of the model on its
-            data, and not of a cheaper view or a cheaper model.
+            data, and not of a cheaper view, a cheaper model, or statistics of the pass.
     """
 
     num_examples: int
