@@ -54,6 +54,7 @@ class ObservedExamples:
         self.labels = labels
         self._cheaper = cheaper
         self._price: float = 1 if cheaper is None else 0  # of an example; 0 before it was counted
+        self._counting = 0  # examples
         self._reader = reader
         self._observer = observer
         self._history = history
@@ -67,8 +68,12 @@ class ObservedExamples:
 
     @property
     def passes_beside_training(self) -> float:
-        """Passes of single examples that training did not ask for, in forward passes, so far."""
-        return sum(self._history.forward_passes(name) for name in COMPONENTS if name != "train")
+        """Passes of single examples that training did not ask for, in forward passes, so far.
+
+        Without the one that counted the operations of the model, which does not come again.
+        """
+        every = sum(self._history.forward_passes(name) for name in COMPONENTS if name != "train")
+        return every - self._counting
 
     def hold(self, indices: Tensor) -> None:
         """Read one view of each example and keep it until the next call.
@@ -273,6 +278,7 @@ class ObservedExamples:
                 losses = observer.losses(batch)
             flops.append(counter.get_total_flops())
         self._history.count("features", forward=len(losses))
+        self._counting = len(losses)
         return flops[0] / flops[1] if all(flops) else 1.0
 
     def _observe(

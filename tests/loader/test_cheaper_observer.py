@@ -69,6 +69,13 @@ def test_a_cheaper_pass_counts_for_its_share_of_the_operations():
     assert loader.history.passes["features"]["forward"] == pytest.approx(expected)
 
 
+def test_the_pass_that_counts_operations_is_not_weighed_against_the_coresets():
+    loader = make_loader(SELECTING, model=make_model(), observer_transform=halve)
+    planned(loader, 2)
+    first, second = (record["price"] for record in loader.history.records)
+    assert first == second == pytest.approx(1 + 64 / 16 / 3)
+
+
 def test_the_share_is_counted_once_also_after_resume():
     def make():
         return make_loader(SELECTING, model=make_model(), observer_model=make_model(1), budget=1)
