@@ -1,11 +1,13 @@
 """Where a forward pass is cheap beside a training step, and whether coresets pay there.
 
     python benchmarks/cheap_forward.py price --data-dir DIR
+    python benchmarks/cheap_forward.py memory --data-dir DIR
     python benchmarks/cheap_forward.py train --data-dir DIR --out results/cheap-forward.json
     python benchmarks/cheap_forward.py show results/cheap-forward.json
 
 `price` times an observed example over a trained one: for each lever of the observer, and for ways
-of training whose steps are dear or whose batches are small. `train` compares coresets with random
+of training whose steps are dear or whose batches are small. `memory` measures the tensors that live
+at once in a step of the small batches. `train` compares coresets with random
 mini-batches, all ResNet-8 on CIFAR-10: picked with cheaper observers, at other learning rates, in
 batches held small by memory, and in adversarial training. It keeps each finished run and goes on
 where it stopped; `--minutes` ends it in time. `show` prints the tables of
@@ -18,6 +20,7 @@ import argparse
 import json
 import statistics
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +31,8 @@ import torch
 from equal_time import plus_minus
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
@@ -37,7 +42,8 @@ from crest.experiments.image_data import ImageData
 from crest.experiments.learning_rate import learning_rate_factor
 from crest.experiments.networks import build_network
 from crest.experiments.views import ImageViews
-from crest.observer import Observer
+from crest.observer import LastLayerGradients, Observer
+from crest.selection import last_layer_distances
 
 CRITERION = nn.CrossEntropyLoss(reduction="none")
 RADIUS, STRIDE = 8 / 255, 2 / 255  # of the attack, in units of a pixel
@@ -453,6 +459,63 @@ def time_case(
     return statistics.median(seconds["train"][1:]), statistics.median(seconds["observe"][1:])
 
 
+class PeakMemory(TorchDispatchMode):
+    """Most bytes at once of the tensors that were made inside; views count once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._alive: dict[int, int] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        """Run an operation and book what it made."""
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._alive:
+                    self._alive[storage._cdata] = storage.nbytes()
+                    weakref.finalize(storage, self._alive.pop, storage._cdata, None)
+        self.peak = max(self.peak, sum(self._alive.values()))
+        return made
+
+
+def memory_table(data: ImageData) -> str:
+    """Peaks of one step of plain gradient descent, beside parameters, gradients and data."""
+    views = ImageViews(data, torch.device("cpu"), augment=False)
+    images, labels = views.normalize(data.train_images[:64]), data.train_labels[:64]
+    model = build_network("resnet8", 3, 32, 10).to(memory_format=torch.channels_last)
+    images = images.contiguous(memory_format=torch.channels_last)
+    observer = Observer(model, CRITERION)
+
+    def accumulate(size: int, parts: int) -> None:
+        for some, targets in zip(images.split(size)[:parts], labels.split(size), strict=False):
+            CRITERION(model(some), targets).mean().backward()
+
+    def select(chunk: int) -> None:
+        chunks = zip(images.split(chunk), labels.split(chunk), strict=True)
+        seen = LastLayerGradients.concatenate([*map(observer.last_layer_gradients, chunks)])
+        distances = last_layer_distances(seen.errors, seen.inputs)
+        picked = crest.facility_location(distances=distances, batch_size=16).indices
+        CRITERION(model(images[picked]), labels[picked]).mean().backward()
+
+    steps: dict[str, Callable[[], None]] = {
+        "random, m = 16": lambda: accumulate(16, 1),
+        "random, 2 x 16 accumulated": lambda: accumulate(16, 2),
+        "random, m = 32": lambda: accumulate(32, 1),
+        "random, m = 64": lambda: accumulate(64, 1),
+        "coresets of 16 from 64, one pass": lambda: select(64),
+        "coresets of 16 from 64, passes of 16": lambda: select(16),
+    }
+    lines = ["| | MB alive at once |", "|---|---|"]
+    for name, run in steps.items():
+        run()  # gradients are there from now on
+        with PeakMemory() as memory:
+            run()
+        lines.append(f"| {name} | {memory.peak / 1e6:.1f} |")
+    return "\n".join(lines)
+
+
 def timed(call: Callable[[], Any]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -481,7 +544,7 @@ def proxy_network() -> nn.Module:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("price", "train"):
+    for name in ("price", "memory", "train"):
         command = commands.add_parser(name)
         command.add_argument("--data-dir", required=True, help="folder with cifar-10-batches-py")
         command.add_argument("--device", default="cpu")
@@ -502,6 +565,8 @@ def main() -> None:
     data = load_dataset("cifar10", arguments.data_dir)
     if arguments.command == "price":
         print(price_table(data, arguments))
+    elif arguments.command == "memory":
+        print(memory_table(data))
     else:
         train_all(data, arguments)
 

@@ -1,0 +1,225 @@
+"""Coresets picked at low resolution against random mini-batches, each at its own learning rate.
+
+    python benchmarks/learning_rates.py tune --data-dir DIR --out results/learning-rates.json
+    python benchmarks/learning_rates.py test --data-dir DIR --out results/learning-rates.json
+    python benchmarks/learning_rates.py show results/learning-rates.json
+
+`tune` trains ResNet-8 on all but the last 5,000 train images and measures accuracy on these, with
+their labels as they are, for each row and learning rate. `test` trains on all train images at the
+rate that was best for the row and measures accuracy on the test images, on other seeds; `--times`
+makes its runs as many times longer, at the same rate. `--variant` is that of equal_time.py, or
+adversarial, where the best rate is that of the highest accuracy under attack. Both keep each
+finished run and go on where they stopped; `--minutes` ends them in time. `show` prints the tables
+of docs/results/cheap-forward.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from cheap_forward import ATTACKED, CHEAPER, GREEDY_512, RANDOM, Row, train
+from equal_time import make_data, plus_minus
+
+import crest
+from crest.experiments.image_data import ImageData
+
+NUM_HELD_OUT = 5000
+SEEN = partial(CHEAPER, strategy=GREEDY_512, batch_statistics=True)
+ROWS = {
+    "random": CHEAPER(RANDOM),
+    "random, 1.08 times the steps": CHEAPER(RANDOM, steps=169),
+    "random, 1.33 times the steps": CHEAPER(RANDOM, steps=208),
+    "coresets at a quarter of the resolution": SEEN(observer="quarter resolution"),
+    "coresets at half the resolution": SEEN(observer="half resolution"),
+    "- by running statistics": SEEN(observer="half resolution", batch_statistics=False),
+}
+ATTACKED_ROWS = {
+    "random, 1.25 times the steps": ATTACKED(RANDOM, steps=195),
+    "coresets of 64 from 256": ATTACKED(crest.GreedyMiniBatch(subset_size=256), steps=156),
+}
+RIVALS = {
+    "coresets at a quarter of the resolution": "random, 1.08 times the steps",
+    "coresets at half the resolution": "random, 1.33 times the steps",
+    "- by running statistics": "random, 1.33 times the steps",
+    "coresets of 64 from 256": "random, 1.25 times the steps",
+}
+
+
+def rows_of(variant: str) -> dict[str, Row]:
+    return ATTACKED_ROWS if variant == "adversarial" else ROWS
+
+
+def rates_of(variant: str) -> tuple[float, ...]:
+    return (0.05, 0.1, 0.2) if variant == "adversarial" else (0.1, 0.2, 0.4)
+
+
+def measures_of(variant: str) -> list[str]:
+    """What is measured; the first is what learning rates are chosen by."""
+    return ["under_attack", "accuracy"] if variant == "adversarial" else ["accuracy"]
+
+
+def hold_out(data: ImageData) -> ImageData:
+    """Split the train images; the test images are not in what is given back."""
+    images, labels = data.train_images, data.train_labels
+    return dataclasses.replace(
+        data,
+        train_images=images[:-NUM_HELD_OUT],
+        train_labels=labels[:-NUM_HELD_OUT],
+        test_images=images[-NUM_HELD_OUT:],
+        test_labels=labels[-NUM_HELD_OUT:],
+    )
+
+
+def run_all(arguments: argparse.Namespace) -> None:
+    """Train every row, rate and seed, unless it is there already or time is up."""
+    ends = time.monotonic() + 60 * arguments.minutes
+    records = read([arguments.out]) if arguments.out.exists() else []
+    rows = rows_of(arguments.variant)
+    names = arguments.rows or [*rows]
+    if unknown := [name for name in names if name not in rows]:
+        raise SystemExit(f"--rows must be among {', '.join(rows)}; got {', '.join(unknown)}.")
+    data = make_data(arguments)
+    if arguments.command == "tune":
+        data = hold_out(data)
+        runs = [(name, lr) for name in names for lr in rates_of(arguments.variant)]
+    else:
+        best = best_rates(records, arguments.variant)
+        if missing := [name for name in names if name not in best]:
+            raise SystemExit(f"tune first; no learning rate is known for {', '.join(missing)}.")
+        runs = [(name, best[name]) for name in names]
+    for seed in arguments.seeds:
+        for name, lr in runs:
+            of = {
+                "kind": arguments.command,
+                "variant": arguments.variant,
+                "times": arguments.times,
+                "row": name,
+                "lr": lr,
+                "seed": seed,
+            }
+            if any(of.items() <= record.items() for record in records):
+                continue
+            if time.monotonic() > ends:
+                print("time is up; the same command goes on from here")
+                return
+            row = rows[name]
+            row = dataclasses.replace(row, lr=lr, steps=arguments.times * row.steps)
+            records.append({**of, **train(data, row, seed, arguments)})
+            write(records, arguments.out)
+            print(json.dumps(records[-1]), flush=True)
+
+
+def read(paths: list[Path]) -> list[dict[str, Any]]:
+    return [record for path in paths for record in json.loads(path.read_text())]
+
+
+def write(records: list[dict[str, Any]], path: Path) -> None:
+    lines = ",\n".join(json.dumps(record) for record in records)
+    partial = path.with_suffix(".partial")
+    partial.write_text(f"[\n{lines}\n]\n")
+    os.replace(partial, path)
+
+
+def tuned(records: list[dict[str, Any]], variant: str) -> dict[tuple[str, float], list[float]]:
+    """What was measured on held-out images, in percent, by row and rate."""
+    found: dict[tuple[str, float], list[float]] = {}
+    for record in records:
+        if record["kind"] == "tune" and record["variant"] == variant:
+            key = record["row"], record["lr"]
+            found.setdefault(key, []).append(100 * record[measures_of(variant)[0]])
+    return found
+
+
+def best_rates(records: list[dict[str, Any]], variant: str) -> dict[str, float]:
+    """Rate of the highest mean on held-out images, by row."""
+    means = {key: statistics.fmean(some) for key, some in tuned(records, variant).items()}
+    return {
+        name: max((mean, lr) for (row, lr), mean in means.items() if row == name)[1]
+        for name in dict.fromkeys(name for name, _ in means)
+    }
+
+
+def show(records: list[dict[str, Any]]) -> None:
+    for variant in dict.fromkeys(record["variant"] for record in records):
+        held_out, rates = tuned(records, variant), rates_of(variant)
+        print(f"\n{variant}: {measures_of(variant)[0]} on held-out images %, by learning rate\n")
+        print(f"| | {' | '.join(f'{lr:g}' for lr in rates)} |\n|---{'|---' * len(rates)}|")
+        for name in rows_of(variant):
+            cells = [plus_minus(held_out.get((name, lr), [float("nan")])) for lr in rates]
+            print(f"| {name} | {' | '.join(cells)} |")
+        tested = [r for r in records if r["kind"] == "test" and r["variant"] == variant]
+        for times in dict.fromkeys(record["times"] for record in tested):
+            for measure in measures_of(variant):
+                print(f"\n{variant}, {times} x the steps: {measure} on test images %\n")
+                some = [record for record in tested if record["times"] == times]
+                print(test_table(some, [*rows_of(variant)], measure))
+
+
+def test_table(records: list[dict[str, Any]], names: list[str], measure: str) -> str:
+    found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in names}
+    for record in records:
+        found[record["row"]][record["seed"]] = record
+    lines = [
+        "| | lr | seeds | % | cost in random steps | minus random, same cost "
+        "| seconds, random at that cost = 1 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, by_seed in found.items():
+        if not by_seed:
+            continue
+        rival = found.get(RIVALS.get(name, ""), {})
+        both = [(record, rival[seed]) for seed, record in by_seed.items() if seed in rival]
+        pairs = [100 * (record[measure] - other[measure]) for record, other in both]
+        ratios = [record["seconds"] / other["seconds"] for record, other in both]
+        cells = [
+            name,
+            f"{next(iter(by_seed.values()))['lr']:g}",
+            str(len(by_seed)),
+            plus_minus([100 * record[measure] for record in by_seed.values()]),
+            f"{statistics.fmean(record['cost'] for record in by_seed.values()):.0f}",
+            plus_minus(pairs, sign=True) if pairs else "-",
+            f"{statistics.median(ratios):.2f}" if ratios else "-",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, seeds in (("tune", [10, 11]), ("test", [0, 1, 2, 3, 4])):
+        command = commands.add_parser(name)
+        command.add_argument("--data-dir", required=True, help="folder with cifar-10-batches-py")
+        command.add_argument("--out", type=Path, required=True)
+        command.add_argument("--seeds", type=int, nargs="+", default=seeds)
+        command.add_argument(
+            "--variant",
+            choices=["clean", "noisy", "adversarial"],
+            default="clean",
+        )
+        command.add_argument("--rows", nargs="+", metavar="ROW")
+        command.add_argument("--device", default="cpu")
+        command.add_argument("--threads", type=int, default=1)
+        command.add_argument("--minutes", type=float, default=1e9, help="stop after about these")
+    commands.choices["test"].add_argument("--times", type=int, default=1)
+    commands.choices["tune"].set_defaults(times=1)
+    commands.add_parser("show").add_argument("results", type=Path, nargs="+")
+    arguments = parser.parse_args()
+    if arguments.command == "show":
+        show(read(arguments.results))
+        return
+    torch.set_num_threads(arguments.threads)
+    run_all(arguments)
+
+
+if __name__ == "__main__":
+    main()
