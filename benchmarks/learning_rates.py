@@ -3,6 +3,7 @@
     python benchmarks/learning_rates.py tune --data-dir DIR --out results/learning-rates.json
     python benchmarks/learning_rates.py test --data-dir DIR --out results/learning-rates.json
     python benchmarks/learning_rates.py show results/learning-rates.json
+    python benchmarks/learning_rates.py time --data-dir DIR
 
 `tune` trains ResNet-8 on all but the last 5,000 train images and measures accuracy on these, with
 their labels as they are, for each row and learning rate. `test` trains on all train images at the
@@ -10,7 +11,7 @@ rate that was best for the row and measures accuracy on the test images, on othe
 makes its runs as many times longer, at the same rate. `--variant` is that of equal_time.py, or
 adversarial, where the best rate is that of the highest accuracy under attack. Both keep each
 finished run and go on where they stopped; `--minutes` ends them in time. `show` prints the tables
-of docs/results/cheap-forward.md.
+of docs/results/learning-rates.md. `time` takes turns with short runs of all rows.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ ROWS = {
     "random": CHEAPER(RANDOM),
     "random, 1.08 times the steps": CHEAPER(RANDOM, steps=169),
     "random, 1.33 times the steps": CHEAPER(RANDOM, steps=208),
+    "random, 1.41 times the steps": CHEAPER(RANDOM, steps=220),
     "coresets at a quarter of the resolution": SEEN(observer="quarter resolution"),
     "coresets at half the resolution": SEEN(observer="half resolution"),
     "- by running statistics": SEEN(observer="half resolution", batch_statistics=False),
@@ -46,11 +48,14 @@ ATTACKED_ROWS = {
     "random, 1.25 times the steps": ATTACKED(RANDOM, steps=195),
     "coresets of 64 from 256": ATTACKED(crest.GreedyMiniBatch(subset_size=256), steps=156),
 }
-RIVALS = {
+RIVALS = {  # random mini-batches of the same cost
     "coresets at a quarter of the resolution": "random, 1.08 times the steps",
     "coresets at half the resolution": "random, 1.33 times the steps",
     "- by running statistics": "random, 1.33 times the steps",
     "coresets of 64 from 256": "random, 1.25 times the steps",
+}
+AS_LONG = {  # random mini-batches that take as many seconds, by `time`
+    "coresets at half the resolution": "random, 1.41 times the steps",
 }
 
 
@@ -170,35 +175,66 @@ def test_table(records: list[dict[str, Any]], names: list[str], measure: str) ->
         found[record["row"]][record["seed"]] = record
     lines = [
         "| | lr | seeds | % | cost in random steps | minus random, same cost "
-        "| seconds, random at that cost = 1 |",
+        "| minus random, same seconds |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, by_seed in found.items():
         if not by_seed:
             continue
-        rival = found.get(RIVALS.get(name, ""), {})
-        both = [(record, rival[seed]) for seed, record in by_seed.items() if seed in rival]
-        pairs = [100 * (record[measure] - other[measure]) for record, other in both]
-        ratios = [record["seconds"] / other["seconds"] for record, other in both]
+        leads = []
+        for rivals in (RIVALS, AS_LONG):
+            rival = found.get(rivals.get(name, ""), {})
+            pairs = [
+                100 * (record[measure] - rival[seed][measure])
+                for seed, record in by_seed.items()
+                if seed in rival
+            ]
+            leads.append(plus_minus(pairs, sign=True) if pairs else "-")
         cells = [
             name,
             f"{next(iter(by_seed.values()))['lr']:g}",
             str(len(by_seed)),
             plus_minus([100 * record[measure] for record in by_seed.values()]),
             f"{statistics.fmean(record['cost'] for record in by_seed.values()):.0f}",
-            plus_minus(pairs, sign=True) if pairs else "-",
-            f"{statistics.median(ratios):.2f}" if ratios else "-",
+            *leads,
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def time_all(arguments: argparse.Namespace) -> None:
+    """Print the seconds of a step of each row, as a ratio to random mini-batches."""
+    data = make_data(arguments)
+    few = dataclasses.replace(
+        data, test_images=data.test_images[:250], test_labels=data.test_labels[:250]
+    )
+    rows = {
+        name: row for name, row in ROWS.items() if name == "random" or row.strategy is not RANDOM
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in rows}
+    for turn in range(arguments.turns + 1):  # the first is a rehearsal
+        for name, row in rows.items():
+            row = dataclasses.replace(row, steps=40)
+            seconds[name].append(train(few, row, turn, arguments)["seconds"])
+    print(f"{arguments.turns} turns of 40 steps\n\n| | a step in random steps |\n|---|---|")
+    for name, some in seconds.items():
+        ratios = [mine / base for mine, base in zip(some, seconds["random"], strict=True)][1:]
+        print(f"| {name} | {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, seeds in (("tune", [10, 11]), ("test", [0, 1, 2, 3, 4])):
+    for name in ("tune", "test", "time"):
         command = commands.add_parser(name)
         command.add_argument("--data-dir", required=True, help="folder with cifar-10-batches-py")
+        command.add_argument("--device", default="cpu")
+        command.add_argument("--threads", type=int, default=1)
+    commands.choices["time"].add_argument("--turns", type=int, default=3)
+    commands.choices["time"].set_defaults(run=time_all, variant="clean")
+    for name, seeds in (("tune", [10, 11]), ("test", [0, 1, 2, 3, 4])):
+        command = commands.choices[name]
+        command.set_defaults(run=run_all)
         command.add_argument("--out", type=Path, required=True)
         command.add_argument("--seeds", type=int, nargs="+", default=seeds)
         command.add_argument(
@@ -207,8 +243,6 @@ def main() -> None:
             default="clean",
         )
         command.add_argument("--rows", nargs="+", metavar="ROW")
-        command.add_argument("--device", default="cpu")
-        command.add_argument("--threads", type=int, default=1)
         command.add_argument("--minutes", type=float, default=1e9, help="stop after about these")
     commands.choices["test"].add_argument("--times", type=int, default=1)
     commands.choices["tune"].set_defaults(times=1)
@@ -218,7 +252,7 @@ def main() -> None:
         show(read(arguments.results))
         return
     torch.set_num_threads(arguments.threads)
-    run_all(arguments)
+    arguments.run(arguments)
 
 
 if __name__ == "__main__":
