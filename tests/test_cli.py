@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 import subprocess
 import sys
 
@@ -240,13 +239,6 @@ def test_version(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert capsys.readouterr().out == f"crest {crest.__version__}\n"
-
-
-def test_the_package_runs_as_a_module(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["crest", "--version"])
-    with pytest.raises(SystemExit, match="0"):
-        runpy.run_module("crest", run_name="__main__")
-    assert capsys.readouterr().out.startswith("crest ")
 
 
 def test_without_a_command_help_is_shown(capsys):
