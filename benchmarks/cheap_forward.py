@@ -17,11 +17,12 @@ docs/results/cheap-forward.md.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -109,23 +110,29 @@ ROWS = {
 }
 
 
-def train_all(data: ImageData, arguments: argparse.Namespace) -> None:
-    """Train every row on every seed, unless it is there already or time is up."""
+def train_all(
+    runs: Iterable[tuple[dict[str, Any], Row]], data: ImageData, arguments: argparse.Namespace
+) -> None:
+    """Train every run, told by what its record begins with, unless it is there or time is up."""
     ends = time.monotonic() + 60 * arguments.minutes
-    records = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
-    done = {(record["row"], record["seed"]) for record in records}
-    for seed in arguments.seeds:
-        for name in arguments.rows:
-            if (name, seed) in done:
-                continue
-            if time.monotonic() > ends:
-                print("time is up; the same command goes on from here")
-                return
-            record = {"row": name, "seed": seed, **train(data, ROWS[name], seed, arguments)}
-            records.append(record)
-            lines = ",\n".join(json.dumps(record) for record in records)
-            arguments.out.write_text(f"[\n{lines}\n]\n")
-            print(json.dumps(record), flush=True)
+    records = read(arguments.out)
+    for of, row in runs:
+        if any(of.items() <= record.items() for record in records):
+            continue
+        if time.monotonic() > ends:
+            print("time is up; the same command goes on from here")
+            return
+        records.append({**of, **train(data, row, of["seed"], arguments)})
+        lines = ",\n".join(json.dumps(record) for record in records)
+        partial_file = arguments.out.with_suffix(".partial")
+        partial_file.write_text(f"[\n{lines}\n]\n")
+        partial_file.replace(arguments.out)
+        print(json.dumps(records[-1]), flush=True)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Records of finished runs, none before the first."""
+    return json.loads(path.read_text()) if path.exists() else []
 
 
 def train(data: ImageData, row: Row, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -541,14 +548,17 @@ def proxy_network() -> nn.Module:
     )
 
 
+def add_machine_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--data-dir", required=True, help="folder with cifar-10-batches-py")
+    command.add_argument("--device", default="cpu")
+    command.add_argument("--threads", type=int, default=1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("price", "memory", "train"):
-        command = commands.add_parser(name)
-        command.add_argument("--data-dir", required=True, help="folder with cifar-10-batches-py")
-        command.add_argument("--device", default="cpu")
-        command.add_argument("--threads", type=int, default=1)
+        add_machine_options(commands.add_parser(name))
     commands.choices["price"].add_argument("--turns", type=int, default=7)
     commands.choices["train"].add_argument("--out", type=Path, required=True)
     commands.choices["train"].add_argument(
@@ -568,7 +578,10 @@ def main() -> None:
     elif arguments.command == "memory":
         print(memory_table(data))
     else:
-        train_all(data, arguments)
+        runs = itertools.product(arguments.seeds, arguments.rows)
+        train_all(
+            (({"row": name, "seed": seed}, ROWS[name]) for seed, name in runs), data, arguments
+        )
 
 
 if __name__ == "__main__":

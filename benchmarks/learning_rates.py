@@ -18,16 +18,23 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import os
 import statistics
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from cheap_forward import ATTACKED, CHEAPER, GREEDY_512, RANDOM, Row, train
+from cheap_forward import (
+    ATTACKED,
+    CHEAPER,
+    GREEDY_512,
+    RANDOM,
+    Row,
+    add_machine_options,
+    read,
+    train,
+    train_all,
+)
 from equal_time import make_data, plus_minus
 
 import crest
@@ -85,9 +92,7 @@ def hold_out(data: ImageData) -> ImageData:
 
 
 def run_all(arguments: argparse.Namespace) -> None:
-    """Train every row, rate and seed, unless it is there already or time is up."""
-    ends = time.monotonic() + 60 * arguments.minutes
-    records = read([arguments.out]) if arguments.out.exists() else []
+    """Train the chosen rows on every seed: at every rate, or at the best one."""
     rows = rows_of(arguments.variant)
     names = arguments.rows or [*rows]
     if unknown := [name for name in names if name not in rows]:
@@ -97,41 +102,27 @@ def run_all(arguments: argparse.Namespace) -> None:
         data = hold_out(data)
         runs = [(name, lr) for name in names for lr in rates_of(arguments.variant)]
     else:
-        best = best_rates(records, arguments.variant)
+        best = best_rates(read(arguments.out), arguments.variant)
         if missing := [name for name in names if name not in best]:
             raise SystemExit(f"tune first; no learning rate is known for {', '.join(missing)}.")
         runs = [(name, best[name]) for name in names]
-    for seed in arguments.seeds:
-        for name, lr in runs:
-            of = {
-                "kind": arguments.command,
-                "variant": arguments.variant,
-                "times": arguments.times,
-                "row": name,
-                "lr": lr,
-                "seed": seed,
-            }
-            if any(of.items() <= record.items() for record in records):
-                continue
-            if time.monotonic() > ends:
-                print("time is up; the same command goes on from here")
-                return
-            row = rows[name]
-            row = dataclasses.replace(row, lr=lr, steps=arguments.times * row.steps)
-            records.append({**of, **train(data, row, seed, arguments)})
-            write(records, arguments.out)
-            print(json.dumps(records[-1]), flush=True)
-
-
-def read(paths: list[Path]) -> list[dict[str, Any]]:
-    return [record for path in paths for record in json.loads(path.read_text())]
-
-
-def write(records: list[dict[str, Any]], path: Path) -> None:
-    lines = ",\n".join(json.dumps(record) for record in records)
-    partial = path.with_suffix(".partial")
-    partial.write_text(f"[\n{lines}\n]\n")
-    os.replace(partial, path)
+    common = {
+        "kind": arguments.command,
+        "variant": arguments.variant,
+        "times": arguments.times,
+    }
+    train_all(
+        (
+            (
+                {**common, "row": name, "lr": lr, "seed": seed},
+                dataclasses.replace(rows[name], lr=lr, steps=arguments.times * rows[name].steps),
+            )
+            for seed in arguments.seeds
+            for name, lr in runs
+        ),
+        data,
+        arguments,
+    )
 
 
 def tuned(records: list[dict[str, Any]], variant: str) -> dict[tuple[str, float], list[float]]:
@@ -226,10 +217,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("tune", "test", "time"):
-        command = commands.add_parser(name)
-        command.add_argument("--data-dir", required=True, help="folder with cifar-10-batches-py")
-        command.add_argument("--device", default="cpu")
-        command.add_argument("--threads", type=int, default=1)
+        add_machine_options(commands.add_parser(name))
     commands.choices["time"].add_argument("--turns", type=int, default=3)
     commands.choices["time"].set_defaults(run=time_all, variant="clean")
     for name, seeds in (("tune", [10, 11]), ("test", [0, 1, 2, 3, 4])):
@@ -249,7 +237,7 @@ def main() -> None:
     commands.add_parser("show").add_argument("results", type=Path, nargs="+")
     arguments = parser.parse_args()
     if arguments.command == "show":
-        show(read(arguments.results))
+        show([record for path in arguments.results for record in read(path)])
         return
     torch.set_num_threads(arguments.threads)
     arguments.run(arguments)
