@@ -54,7 +54,7 @@ class ObservedExamples:
         self.labels = labels
         self._cheaper = cheaper
         self._price: float = 1 if cheaper is None else 0  # of an example; 0 before it was counted
-        self._counting = 0  # examples
+        self._counted_on = 0  # examples of the pass that counted it
         self._reader = reader
         self._observer = observer
         self._history = history
@@ -73,7 +73,7 @@ class ObservedExamples:
         Without the one that counted the operations of the model, which does not come again.
         """
         every = sum(self._history.forward_passes(name) for name in COMPONENTS if name != "train")
-        return every - self._counting
+        return every - self._counted_on
 
     def hold(self, indices: Tensor) -> None:
         """Read one view of each example and keep it until the next call.
@@ -278,7 +278,7 @@ class ObservedExamples:
                 losses = observer.losses(batch)
             flops.append(counter.get_total_flops())
         self._history.count("features", forward=len(losses))
-        self._counting = len(losses)
+        self._counted_on = len(losses)
         return flops[0] / flops[1] if all(flops) else 1.0
 
     def _observe(

@@ -211,7 +211,11 @@ class CoresetLoader:
         self._view_generator = torch.Generator().manual_seed(seed + 1)
         self.observer = Observer(model, loss_fn, head=head, dtype=observer_dtype)
         cheaper = None
-        if observer_model is not None or observer_transform or observer_batch_statistics:
+        if (
+            observer_model is not None
+            or observer_transform is not None
+            or observer_batch_statistics
+        ):
             cheaper = Observer(
                 model if observer_model is None else observer_model,
                 loss_fn,

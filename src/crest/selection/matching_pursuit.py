@@ -130,11 +130,10 @@ class _Rows:
 class _ActiveSet(ABC):
     """Picked rows and their non-negative least-squares weights."""
 
-    def __init__(self, rows: _Rows, total: Tensor, size: int, ridge: float) -> None:
+    def __init__(self, rows: _Rows, total: Tensor, size: int) -> None:
         self.count = 0
         self._rows = rows
         self._total = total
-        self._ridge = ridge
         self._picks = torch.zeros(size, dtype=torch.int64, device=total.device)
         self._weights = total.new_zeros(size)  # never negative
         self._solution = total.new_zeros(size)  # least squares without that bound
@@ -196,7 +195,8 @@ class _FewPicks(_ActiveSet):
     """Keeps the inverse of A^T A + ridge I, of one row and column for each pick."""
 
     def __init__(self, rows: _Rows, total: Tensor, size: int, ridge: float) -> None:
-        super().__init__(rows, total, size, ridge)
+        super().__init__(rows, total, size)
+        self._ridge = ridge
         self._inverse = total.new_zeros(size, size)
 
     def _factors(self) -> tuple[Tensor, Tensor]:
@@ -237,7 +237,7 @@ class _FewDimensions(_ActiveSet):
     """
 
     def __init__(self, rows: _Rows, total: Tensor, size: int, ridge: float) -> None:
-        super().__init__(rows, total, size, ridge)
+        super().__init__(rows, total, size)
         self._inverse = torch.eye(total.numel(), dtype=total.dtype, device=total.device) / ridge
         self._errors = total.new_zeros(size, total.shape[0])
         self._inputs = total.new_zeros(size, total.shape[1])
