@@ -60,7 +60,8 @@ def test_run_trains_one_and_shares_its_results_with_compare(tmp_path, capsys):
 
 def test_options_reach_strategy_and_settings(tmp_path):
     words = "run digits --network cnn --epochs 1 --option subset_size=40 --option features=logits"
-    words += " --budget 0.05 --batch-size 16 --lr 0.02 --weight-decay 0 --no-augment"
+    words += " --option switch_off=false --budget 0.05 --batch-size 16 --lr 0.02"
+    words += " --weight-decay 0 --no-augment"
     assert (
         main([*words.split(), "--out", str(tmp_path), "--evaluations", "1", "--threads", "1"]) == 0
     )
@@ -68,6 +69,7 @@ def test_options_reach_strategy_and_settings(tmp_path):
     settings = record["settings"]
     assert settings["strategy_settings"]["subset_size"] == 40
     assert settings["strategy_settings"]["features"] == "logits"
+    assert settings["strategy_settings"]["switch_off"] is False
     assert (settings["network"], settings["lr"], settings["weight_decay"]) == ("cnn", 0.02, 0)
     assert (settings["batch_size"], settings["budget"], settings["augment"]) == (16, 0.05, False)
     assert record["steps"] == 4  # 5 % of 1437 // 16 = 89
@@ -123,6 +125,7 @@ def test_every_baseline_runs_from_the_command_line(tmp_path):
         ("compare digits --lr -1", "--lr: must be a number > 0; got '-1'"),
         ("compare digits --batch-size 5000", "train examples, 1437; got 5000"),
         ("run digits --option tau=3", "option must be one of .*got 'tau'"),
+        ("run digits --option switch_off=no", "switch_off must be of type bool; got 'no'"),
         ("run digits --option tau", "must look like subset_size=500; got 'tau'"),
         (
             "compare digits --strategies full --time-matched",

@@ -420,6 +420,8 @@ def _option(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"must look like subset_size=500; got {text!r}")
+    if value.lower() in ("true", "false"):
+        return name, value.lower() == "true"
     try:
         return name, ast.literal_eval(value)
     except (SyntaxError, ValueError):

@@ -65,8 +65,28 @@ def test_strategies_take_options():
         ValueError, match=r"option of crest must be one of .*Did you mean subset_size"
     ):
         build_strategy("crest", {"subset_sice": 3})
-    with pytest.raises(ValueError, match="options of crest must have the right types"):
-        build_strategy("crest", {"subset_size": "many"})
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "wanted"),
+    [
+        ("subset_size", "many", r"int \| None"),
+        ("subset_size", 0.5, r"int \| None"),
+        ("switch_off", "no", "bool"),
+        ("switch_off", 1, "bool"),
+        ("num_probes", True, "int"),
+        ("betas", 0.9, r"tuple\[float, float\]"),
+        ("betas", [0.9, "x"], r"tuple\[float, float\]"),
+    ],
+)
+def test_an_option_of_another_type_is_refused(option, value, wanted):
+    with pytest.raises(ValueError, match=f"^{option} must be of type {wanted}; got"):
+        build_strategy("crest", {option: value})
+
+
+def test_whole_numbers_and_lists_fit_where_they_should():
+    strategy = build_strategy("crest", {"forward_price": 1, "betas": [0, 0.5], "subset_size": None})
+    assert (strategy.forward_price, strategy.betas) == (1, [0, 0.5])
 
 
 def test_a_record_holds_every_setting_and_survives_json():

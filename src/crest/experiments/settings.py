@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -221,18 +222,37 @@ def build_strategy(
     """
     check_choice("strategy", name, STRATEGIES)
     known = [field.name for field in dataclasses.fields(STRATEGIES[name])]
-    for option in options:
+    hints = typing.get_type_hints(STRATEGIES[name])
+    for option, value in options.items():
         if not known:
             raise ValueError(f"{name} must go without options, it has none; got {option!r}.")
         check_choice(f"option of {name}", option, known)
+        if not _fits(value, hints[option]):
+            hint = hints[option]
+            wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+            raise ValueError(f"{option} must be of type {wanted}; got {value!r}.")
     held_out = {}
     if STRATEGIES[name] is Glister:
         empty: DataLoader[Any] = DataLoader(TensorDataset(torch.empty(0)))
         held_out["validation_loader"] = empty if validation_loader is None else validation_loader
-    try:
-        make = Crest.paper if name == "crest_paper" else STRATEGIES[name]
-        strategy: Strategy = make(**options, **held_out)
-    except TypeError as error:  # a comparison of unlike types
-        values = ", ".join(f"{option}={value!r}" for option, value in options.items())
-        raise ValueError(f"options of {name} must have the right types; got {values}.") from error
+    make = Crest.paper if name == "crest_paper" else STRATEGIES[name]
+    strategy: Strategy = make(**options, **held_out)
     return strategy
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Tell whether a value is of the type of a field; which words a field knows, it says itself."""
+    of = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return isinstance(value, str)
+    if typing.get_origin(hint) is tuple:
+        return (
+            isinstance(value, (tuple, list))
+            and len(value) == len(of)
+            and all(map(_fits, value, of))
+        )
+    if of:
+        return any(_fits(value, one) for one in of)
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
