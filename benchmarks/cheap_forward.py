@@ -17,6 +17,7 @@ docs/results/cheap-forward.md.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import statistics
@@ -56,7 +57,7 @@ class Row:
     """One way to train, compared with the others of its group."""
 
     group: str
-    strategy: crest.Strategy
+    strategy: Any  # of crest; a `Crest` if only a share of the steps is taken on coresets
     batch_size: int
     steps: int
     lr: float
@@ -64,6 +65,7 @@ class Row:
     attack_steps: int = 0
     observer: str = "model"  # or "half resolution", "quarter resolution", "proxy"
     batch_statistics: bool = False  # of the observer
+    share: float = 1.0  # of the steps, the first ones, that are taken on coresets
 
     @property
     def passes(self) -> int:
@@ -154,7 +156,9 @@ def train(data: ImageData, row: Row, seed: int, arguments: argparse.Namespace) -
         DataLoader(views, batch_size=row.batch_size, shuffle=True, drop_last=True),
         model,
         loss_fn=CRITERION,
-        strategy=row.strategy,
+        strategy=row.strategy
+        if row.share == 1
+        else dataclasses.replace(row.strategy, select_until=round(row.share * row.steps)),
         accumulation_steps=row.accumulation,
         seed=seed,
         **observers[row.observer],

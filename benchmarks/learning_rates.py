@@ -7,11 +7,12 @@
 
 `tune` trains ResNet-8 on all but the last 5,000 train images and measures accuracy on these, with
 their labels as they are, for each row and learning rate. `test` trains on all train images at the
-rate that was best for the row and measures accuracy on the test images, on other seeds; `--times`
-makes its runs as many times longer, at the same rate. `--variant` is that of equal_time.py, or
-adversarial, where the best rate is that of the highest accuracy under attack. Both keep each
-finished run and go on where they stopped; `--minutes` ends them in time. `show` prints the tables
-of docs/results/learning-rates.md. `time` takes turns with short runs of all rows.
+rate that was best for the row and measures accuracy on the test images, on other seeds. `--times`
+makes the runs of both as many times longer; what was not tuned at that length takes the rate of
+short runs. `--variant` is that of equal_time.py, or adversarial, where the best rate is that of the
+highest accuracy under attack. Both keep each finished run and go on where they stopped; `--minutes`
+ends them in time. `show` prints the tables of docs/results/learning-rates.md. `time` takes turns
+with short runs of all rows.
 """
 
 from __future__ import annotations
@@ -42,14 +43,19 @@ from crest.experiments.image_data import ImageData
 
 NUM_HELD_OUT = 5000
 SEEN = partial(CHEAPER, strategy=GREEDY_512, batch_statistics=True)
+EARLY = partial(SEEN, strategy=crest.Crest(subset_size=512, switch_off=False))
 ROWS = {
     "random": CHEAPER(RANDOM),
     "random, 1.08 times the steps": CHEAPER(RANDOM, steps=169),
+    "random, 1.10 times the steps": CHEAPER(RANDOM, steps=172),
+    "random, 1.20 times the steps": CHEAPER(RANDOM, steps=188),
     "random, 1.33 times the steps": CHEAPER(RANDOM, steps=208),
     "random, 1.41 times the steps": CHEAPER(RANDOM, steps=220),
     "coresets at a quarter of the resolution": SEEN(observer="quarter resolution"),
     "coresets at half the resolution": SEEN(observer="half resolution"),
     "- by running statistics": SEEN(observer="half resolution", batch_statistics=False),
+    "- for the first quarter": EARLY(observer="half resolution", share=0.25),
+    "- for the first half": EARLY(observer="half resolution", share=0.5),
 }
 ATTACKED_ROWS = {
     "random, 1.25 times the steps": ATTACKED(RANDOM, steps=195),
@@ -59,10 +65,13 @@ RIVALS = {  # random mini-batches of the same cost
     "coresets at a quarter of the resolution": "random, 1.08 times the steps",
     "coresets at half the resolution": "random, 1.33 times the steps",
     "- by running statistics": "random, 1.33 times the steps",
+    "- for the first quarter": "random, 1.08 times the steps",
     "coresets of 64 from 256": "random, 1.25 times the steps",
 }
 AS_LONG = {  # random mini-batches that take as many seconds, by `time`
     "coresets at half the resolution": "random, 1.41 times the steps",
+    "- for the first quarter": "random, 1.10 times the steps",
+    "- for the first half": "random, 1.20 times the steps",
 }
 
 
@@ -102,7 +111,7 @@ def run_all(arguments: argparse.Namespace) -> None:
         data = hold_out(data)
         runs = [(name, lr) for name in names for lr in rates_of(arguments.variant)]
     else:
-        best = best_rates(read(arguments.out), arguments.variant)
+        best = best_rates(read(arguments.out), arguments.variant, arguments.times)
         if missing := [name for name in names if name not in best]:
             raise SystemExit(f"tune first; no learning rate is known for {', '.join(missing)}.")
         runs = [(name, best[name]) for name in names]
@@ -125,39 +134,47 @@ def run_all(arguments: argparse.Namespace) -> None:
     )
 
 
-def tuned(records: list[dict[str, Any]], variant: str) -> dict[tuple[str, float], list[float]]:
+def tuned(
+    records: list[dict[str, Any]], variant: str, times: int
+) -> dict[tuple[str, float], list[float]]:
     """What was measured on held-out images, in percent, by row and rate."""
     found: dict[tuple[str, float], list[float]] = {}
     for record in records:
-        if record["kind"] == "tune" and record["variant"] == variant:
+        if (record["kind"], record["variant"], record["times"]) == ("tune", variant, times):
             key = record["row"], record["lr"]
             found.setdefault(key, []).append(100 * record[measures_of(variant)[0]])
     return found
 
 
-def best_rates(records: list[dict[str, Any]], variant: str) -> dict[str, float]:
-    """Rate of the highest mean on held-out images, by row."""
-    means = {key: statistics.fmean(some) for key, some in tuned(records, variant).items()}
-    return {
-        name: max((mean, lr) for (row, lr), mean in means.items() if row == name)[1]
-        for name in dict.fromkeys(name for name, _ in means)
-    }
+def best_rates(records: list[dict[str, Any]], variant: str, times: int) -> dict[str, float]:
+    """Rate of the highest mean on held-out images, by row; of short runs where none is longer."""
+    best: dict[str, float] = {}
+    for length in dict.fromkeys((1, times)):
+        found = tuned(records, variant, length)
+        means = {key: statistics.fmean(some) for key, some in found.items()}
+        for name in dict.fromkeys(name for name, _ in means):
+            best[name] = max((mean, lr) for (row, lr), mean in means.items() if row == name)[1]
+    return best
 
 
 def show(records: list[dict[str, Any]]) -> None:
     for variant in dict.fromkeys(record["variant"] for record in records):
-        held_out, rates = tuned(records, variant), rates_of(variant)
-        print(f"\n{variant}: {measures_of(variant)[0]} on held-out images %, by learning rate\n")
-        print(f"| | {' | '.join(f'{lr:g}' for lr in rates)} |\n|---{'|---' * len(rates)}|")
-        for name in rows_of(variant):
-            cells = [plus_minus(held_out.get((name, lr), [float("nan")])) for lr in rates]
-            print(f"| {name} | {' | '.join(cells)} |")
-        tested = [r for r in records if r["kind"] == "test" and r["variant"] == variant]
+        some = [record for record in records if record["variant"] == variant]
+        for times in dict.fromkeys(record["times"] for record in some if record["kind"] == "tune"):
+            held_out, rates = tuned(records, variant, times), rates_of(variant)
+            measure = measures_of(variant)[0]
+            print(f"\n{variant}, {times} x the steps: {measure} on held-out images %\n")
+            print(f"| | {' | '.join(f'{lr:g}' for lr in rates)} |\n|---{'|---' * len(rates)}|")
+            for name in rows_of(variant):
+                if any(row == name for row, _ in held_out):
+                    cells = [plus_minus(held_out.get((name, lr), [float("nan")])) for lr in rates]
+                    print(f"| {name} | {' | '.join(cells)} |")
+        tested = [record for record in some if record["kind"] == "test"]
         for times in dict.fromkeys(record["times"] for record in tested):
             for measure in measures_of(variant):
                 print(f"\n{variant}, {times} x the steps: {measure} on test images %\n")
-                some = [record for record in tested if record["times"] == times]
-                print(test_table(some, [*rows_of(variant)], measure))
+                of = [record for record in tested if record["times"] == times]
+                print(test_table(of, [*rows_of(variant)], measure))
 
 
 def test_table(records: list[dict[str, Any]], names: list[str], measure: str) -> str:
@@ -231,9 +248,8 @@ def main() -> None:
             default="clean",
         )
         command.add_argument("--rows", nargs="+", metavar="ROW")
+        command.add_argument("--times", type=int, default=1)
         command.add_argument("--minutes", type=float, default=1e9, help="stop after about these")
-    commands.choices["test"].add_argument("--times", type=int, default=1)
-    commands.choices["tune"].set_defaults(times=1)
     commands.add_parser("show").add_argument("results", type=Path, nargs="+")
     arguments = parser.parse_args()
     if arguments.command == "show":

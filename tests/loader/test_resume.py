@@ -19,6 +19,7 @@ STRATEGIES = [
     # pairs checks; and turns to random batches and back
     crest.Crest(forward_price=0.01, error_threshold=0.2, curvature="head"),
     crest.Crest(forward_price=0.3, probe_interval=3),
+    crest.Crest(forward_price=0.01, select_until=13, probe_interval=6),
     crest.GreedyMiniBatch(),
     crest.Random(),
     crest.Full(),

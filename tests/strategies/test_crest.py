@@ -271,6 +271,7 @@ def test_stratified_subsets_need_labels():
         ({"max_coresets": 0}, "max_coresets must be >= 1"),
         ({"error_threshold": "Auto"}, "error_threshold must be >= 0 or .auto.; got 'Auto'"),
         ({"check_size": 0}, "check_size must be >= 1 or None"),
+        ({"select_until": 0}, "select_until must be >= 1 or None; got 0"),
         ({"probe_interval": 0}, "probe_interval must be >= 1"),
         ({"forward_price": 0}, "forward_price must be > 0"),
         (
@@ -407,6 +408,30 @@ def test_selection_goes_on_where_it_pays():
     for record in loader.history.records:
         assert record["worth"] == pytest.approx(record["gradient_error"] ** -0.2)
         assert record["worth"] >= record["price"]
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        crest.Crest(forward_price=1e-3, select_until=7),
+        crest.Crest.paper(select_until=7, error_threshold=1e9, interval_multiplier=3),
+    ],
+    ids=["anew", "kept"],
+)
+def test_from_select_until_on_batches_are_random_and_nothing_is_observed(strategy):
+    model = make_model()
+    loader = make_loader(strategy, model=model, budget=1)
+    weights = []
+    train(loader, model, epochs=1, on_step=lambda x, y, w: weights.append(w))
+    records, passes = loader.history.records, loader.history.passes
+    selected = sum(record["length"] for record in records if record["selected"])
+    assert 7 <= selected <= 9  # a region that was begun is ended
+    weighted = [bool((weight != 1).any()) for weight in weights]
+    assert weighted == [step < selected for step in range(25)]
+    observed = {name: dict(counts) for name, counts in passes.items() if name != "train"}
+    train(loader, model, epochs=3)
+    assert observed == {name: counts for name, counts in passes.items() if name != "train"}
+    assert not loader._examples._held
 
 
 def test_an_unknown_feature_of_greedy_is_refused():

@@ -83,6 +83,8 @@ class Crest:
         min_pool: Exclusion stops at this many examples, in [r, n]. None: a tenth of the data set,
             at least what a round draws.
         stratify: Draw random subsets with every class in proportion; needs labels.
+        select_until: Optimizer steps, >= 1, from which on mini-batches are random and nothing is
+            observed, such as the step where the learning rate drops. None: to the end of the run.
         switch_off: Whether to train on random mini-batches where selection does not pay: where the
             gradient error that was measured at the last layer is not worth the passes it took.
             Selection is then tried again every `probe_interval` steps, and less often the more
@@ -119,6 +121,7 @@ class Crest:
     max_coresets: int = 50
     min_pool: int | None = None
     stratify: bool = False
+    select_until: int | None = None
     switch_off: bool = True
     probe_interval: int = 50
     forward_price: float = 1 / 3
@@ -253,6 +256,10 @@ class _CrestPlanner:
         record: dict[str, Any] = {}
         if self._learned is not None:
             self._pool.exclude(*self._learned.collect(step), examples.labels)
+        if self._settings.select_until is not None and step >= self._settings.select_until:
+            self._drop_coresets(examples)
+            record = {"updated": False, "selected": False, "active": self._pool.num_active}
+            return Region(self._random_batches(), record=record)
         update = self._model is None or self._settings.error_threshold == 0
         if self._model is not None and not update:
             before = examples.passes_beside_training
@@ -332,8 +339,7 @@ class _CrestPlanner:
             **self._weigh(selection, spent),
         }
         if self._settings.switch_off and record["worth"] < record["price"]:
-            self._coresets, self._model, self._anchor = [], None, None
-            examples.release(selection.candidates[:0])
+            self._drop_coresets(examples)
             return record
         self._backoff = 1
         self._coresets, self._deck = selection.coresets, []
@@ -355,6 +361,10 @@ class _CrestPlanner:
             "curvature_norm": self._curvature_norm(self._model),
             "effective_batch": float(weights.sum(1).square().div(weights.square().sum(1)).mean()),
         }
+
+    def _drop_coresets(self, examples: Examples) -> None:
+        self._coresets, self._model, self._anchor = [], None, None
+        examples.release(torch.empty(0, dtype=torch.int64))
 
     def _weigh(self, selection: Selection, spent: float) -> dict[str, float]:
         """Compare what a step on these coresets is worth with its price, both in random steps."""
@@ -522,6 +532,11 @@ def _check_ranges(settings: Crest) -> None:
         ("max_check_interval", settings.max_check_interval >= 1, ">= 1"),
         ("max_coresets", settings.max_coresets >= 1, ">= 1"),
         ("check_size", settings.check_size is None or settings.check_size >= 1, ">= 1 or None"),
+        (
+            "select_until",
+            settings.select_until is None or settings.select_until >= 1,
+            ">= 1 or None",
+        ),
         ("probe_interval", settings.probe_interval >= 1, ">= 1"),
         ("forward_price", settings.forward_price > 0, "> 0"),
         (
