@@ -174,7 +174,9 @@ def train(data: ImageData, row: Row, seed: int, arguments: argparse.Namespace) -
             if row.attack_steps:
                 inputs = attack(model, views, inputs, targets, row.attack_steps)
             outputs = model(inputs)
-            loss = crest.weighted_mean(CRITERION(outputs, targets), weights)
+            losses = CRITERION(outputs, targets)
+            loader.observe(losses, outputs)
+            loss = crest.weighted_mean(losses, weights)
             (loss / row.accumulation).backward()
             if row.observer == "proxy":  # learns what the model says
                 wanted = outputs.detach().softmax(1)

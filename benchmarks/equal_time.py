@@ -114,7 +114,7 @@ def make_data(arguments: argparse.Namespace) -> ImageData:
         ]
         rows = torch.cat(kept)
         images, labels = images[rows], labels[rows]
-    elif arguments.variant == "noisy":
+    elif arguments.variant in ("noisy", "few-noisy"):
         # A fifth of the labels is moved to another class.
         moved = torch.rand(len(labels), generator=generator) < 0.2
         other = (labels + torch.randint(1, 10, labels.shape, generator=generator)) % 10

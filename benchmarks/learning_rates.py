@@ -1,4 +1,4 @@
-"""Coresets picked at low resolution against random mini-batches, each at its own learning rate.
+"""Coresets that cost little against random mini-batches, each at its own learning rate.
 
     python benchmarks/learning_rates.py tune --data-dir DIR --out results/learning-rates.json
     python benchmarks/learning_rates.py test --data-dir DIR --out results/learning-rates.json
@@ -10,9 +10,10 @@ their labels as they are, for each row and learning rate. `test` trains on all t
 rate that was best for the row and measures accuracy on the test images, on other seeds. `--times`
 makes the runs of both as many times longer; what was not tuned at that length takes the rate of
 short runs. `--variant` is that of equal_time.py, or adversarial, where the best rate is that of the
-highest accuracy under attack. Both keep each finished run and go on where they stopped; `--minutes`
-ends them in time. `show` prints the tables of docs/results/learning-rates.md. `time` takes turns
-with short runs of all rows.
+highest accuracy under attack, or few and few-noisy: ten passes over an eighth of the images, with
+remembered gradients. Both keep each finished run and go on where they stopped; `--minutes` ends
+them in time. `show` prints the tables of docs/results/learning-rates.md and remembered.md. `time`
+takes turns with short runs of all rows.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from cheap_forward import (
     ATTACKED,
     CHEAPER,
     GREEDY_512,
+    PLAIN,
     RANDOM,
     Row,
     add_machine_options,
@@ -61,12 +63,18 @@ ATTACKED_ROWS = {
     "random, 1.25 times the steps": ATTACKED(RANDOM, steps=195),
     "coresets of 64 from 256": ATTACKED(crest.GreedyMiniBatch(subset_size=256), steps=156),
 }
+PASSES = partial(PLAIN, "several passes", batch_size=64, lr=0.1)
+FEW_ROWS = {  # ten passes over an eighth of the train images
+    "random": PASSES(RANDOM, steps=976),
+    "remembered gradients": PASSES(crest.RememberedGradients(), steps=976),
+}
 RIVALS = {  # random mini-batches of the same cost
     "coresets at a quarter of the resolution": "random, 1.08 times the steps",
     "coresets at half the resolution": "random, 1.33 times the steps",
     "- by running statistics": "random, 1.33 times the steps",
     "- for the first quarter": "random, 1.08 times the steps",
     "coresets of 64 from 256": "random, 1.25 times the steps",
+    "remembered gradients": "random",
 }
 AS_LONG = {  # random mini-batches that take as many seconds, by `time`
     "coresets at half the resolution": "random, 1.41 times the steps",
@@ -76,16 +84,23 @@ AS_LONG = {  # random mini-batches that take as many seconds, by `time`
 
 
 def rows_of(variant: str) -> dict[str, Row]:
-    return ATTACKED_ROWS if variant == "adversarial" else ROWS
+    return {"adversarial": ATTACKED_ROWS, "few": FEW_ROWS, "few-noisy": FEW_ROWS}.get(variant, ROWS)
 
 
 def rates_of(variant: str) -> tuple[float, ...]:
-    return (0.05, 0.1, 0.2) if variant == "adversarial" else (0.1, 0.2, 0.4)
+    return (0.1, 0.2, 0.4) if rows_of(variant) is ROWS else (0.05, 0.1, 0.2)
 
 
 def measures_of(variant: str) -> list[str]:
     """What is measured; the first is what learning rates are chosen by."""
     return ["under_attack", "accuracy"] if variant == "adversarial" else ["accuracy"]
+
+
+def thin_out(data: ImageData) -> ImageData:
+    """Keep every eighth train image."""
+    return dataclasses.replace(
+        data, train_images=data.train_images[::8], train_labels=data.train_labels[::8]
+    )
 
 
 def hold_out(data: ImageData) -> ImageData:
@@ -115,6 +130,8 @@ def run_all(arguments: argparse.Namespace) -> None:
         if missing := [name for name in names if name not in best]:
             raise SystemExit(f"tune first; no learning rate is known for {', '.join(missing)}.")
         runs = [(name, best[name]) for name in names]
+    if rows is FEW_ROWS:
+        data = thin_out(data)
     common = {
         "kind": arguments.command,
         "variant": arguments.variant,
@@ -213,18 +230,24 @@ def test_table(records: list[dict[str, Any]], names: list[str], measure: str) ->
 def time_all(arguments: argparse.Namespace) -> None:
     """Print the seconds of a step of each row, as a ratio to random mini-batches."""
     data = make_data(arguments)
+    of_variant = rows_of(arguments.variant)
+    if of_variant is FEW_ROWS:
+        data = thin_out(data)
     few = dataclasses.replace(
         data, test_images=data.test_images[:250], test_labels=data.test_labels[:250]
     )
     rows = {
-        name: row for name, row in ROWS.items() if name == "random" or row.strategy is not RANDOM
+        name: row
+        for name, row in of_variant.items()
+        if name == "random" or row.strategy is not RANDOM
     }
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     for turn in range(arguments.turns + 1):  # the first is a rehearsal
         for name, row in rows.items():
-            row = dataclasses.replace(row, steps=40)
+            row = dataclasses.replace(row, steps=arguments.steps)
             seconds[name].append(train(few, row, turn, arguments)["seconds"])
-    print(f"{arguments.turns} turns of 40 steps\n\n| | a step in random steps |\n|---|---|")
+    print(f"{arguments.turns} turns of {arguments.steps} steps\n")
+    print("| | a step in random steps |\n|---|---|")
     for name, some in seconds.items():
         ratios = [mine / base for mine, base in zip(some, seconds["random"], strict=True)][1:]
         print(f"| {name} | {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) |")
@@ -236,7 +259,9 @@ def main() -> None:
     for name in ("tune", "test", "time"):
         add_machine_options(commands.add_parser(name))
     commands.choices["time"].add_argument("--turns", type=int, default=3)
-    commands.choices["time"].set_defaults(run=time_all, variant="clean")
+    commands.choices["time"].add_argument("--steps", type=int, default=40)
+    commands.choices["time"].add_argument("--variant", choices=["clean", "few"], default="clean")
+    commands.choices["time"].set_defaults(run=time_all)
     for name, seeds in (("tune", [10, 11]), ("test", [0, 1, 2, 3, 4])):
         command = commands.choices[name]
         command.set_defaults(run=run_all)
@@ -244,7 +269,7 @@ def main() -> None:
         command.add_argument("--seeds", type=int, nargs="+", default=seeds)
         command.add_argument(
             "--variant",
-            choices=["clean", "noisy", "adversarial"],
+            choices=["clean", "noisy", "adversarial", "few", "few-noisy"],
             default="clean",
         )
         command.add_argument("--rows", nargs="+", metavar="ROW")

@@ -108,9 +108,10 @@ def assert_resumes(strategy, *, stops=(1, 2, 3, 4, 8), batches=10, observes=Fals
             done = saved["done"]
         while True:
             for inputs, targets, weights in loader:
-                losses = CRITERION(model(inputs), targets)
+                outputs = model(inputs)
+                losses = CRITERION(outputs, targets)
                 if observes:
-                    loader.observe(losses)
+                    loader.observe(losses, outputs)
                 crest.weighted_mean(losses, weights).backward()
                 optimizer.step()
                 optimizer.zero_grad()

@@ -92,7 +92,7 @@ def test_diagnostics_are_kept_with_the_results(tmp_path, capsys):
 
 
 def test_every_baseline_runs_from_the_command_line(tmp_path):
-    names = "craig,grad_match,glister,adacore,loss_pruning,selective_backprop,sgd_dagger"
+    names = "craig,grad_match,glister,adacore,loss_pruning,selective_backprop,remembered,sgd_dagger"
     words = f"compare digits --network mlp --epochs 1 --seeds 0 --strategies {names} --out"
     assert main([*words.split(), str(tmp_path)]) == 0
     records = json.loads((tmp_path / "results.json").read_text())

@@ -13,6 +13,7 @@ from crest.strategies import GradMatch as GradMatch
 from crest.strategies import GreedyMiniBatch as GreedyMiniBatch
 from crest.strategies import LossPruning as LossPruning
 from crest.strategies import Random as Random
+from crest.strategies import RememberedGradients as RememberedGradients
 from crest.strategies import SelectiveBackprop as SelectiveBackprop
 
 __version__ = "0.1.0"

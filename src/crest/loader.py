@@ -8,7 +8,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import torch
@@ -26,7 +26,14 @@ from crest.history import History
 from crest.observer import Observer, preserved_random_state
 from crest.reader import Reader, Request, place
 from crest.strategies import Crest, Full, Strategy
-from crest.strategies.protocol import Excludes, LearnsFromTraining, MiniBatch, Region, Task
+from crest.strategies.protocol import (
+    Excludes,
+    LearnsFromTraining,
+    MiniBatch,
+    Region,
+    RemembersGradients,
+    Task,
+)
 
 __all__ = ["CoresetLoader", "weighted_mean"]
 
@@ -308,17 +315,20 @@ class CoresetLoader:
                 yield batch
         self._in_epoch = False
 
-    def observe(self, losses: Tensor) -> None:
-        """Tell the strategy the losses of the batch that was handed out last.
+    def observe(self, losses: Tensor, outputs: Tensor | None = None) -> None:
+        """Tell the strategy what training computed for the batch that was handed out last.
 
-        Training has computed them anyway; `LossPruning` then needs no pass of its own. Strategies
-        that do not learn from training ignore them, so that the loop can stay as it is.
+        `LossPruning` then needs no pass of its own, and `RememberedGradients` lives on it.
+        Strategies that do not learn from training ignore it, so that the loop can stay as it is.
 
         Args:
-            losses: One loss per example, shape (m,), before weights.
+            losses: One loss per example, shape (m,), before weights and before `backward()`.
+            outputs: What the losses were computed from, such as logits, shape (m, ...). Only
+                `RememberedGradients` needs them.
 
         Raises:
-            ValueError: If there was no batch yet, or the shape is not that of its weights.
+            ValueError: If there was no batch yet, the shape is not that of its weights, or the
+                strategy needs outputs and the losses were not computed from those given.
 
         Example:
             >>> from torch.utils.data import TensorDataset
@@ -326,8 +336,9 @@ class CoresetLoader:
             >>> model, criterion = nn.Linear(4, 2), nn.CrossEntropyLoss(reduction="none")
             >>> loader = CoresetLoader(DataLoader(data, batch_size=8), model, loss_fn=criterion)
             >>> for inputs, targets, weights in loader:
-            ...     losses = criterion(model(inputs), targets)
-            ...     loader.observe(losses)
+            ...     outputs = model(inputs)
+            ...     losses = criterion(outputs, targets)
+            ...     loader.observe(losses, outputs)
             ...     weighted_mean(losses, weights).backward()
         """
         if self.handed_out is None:
@@ -340,6 +351,8 @@ class CoresetLoader:
             )
         if isinstance(self._planner, LearnsFromTraining):
             self._planner.observe(indices, losses.detach())
+        if isinstance(self._planner, RemembersGradients):
+            self._planner.remember(indices, _errors(losses, outputs))
 
     def preview(self, count: int) -> list[tuple[MiniBatch, Any]]:
         """Look at the mini-batches that would come next if the parameters stayed as they are.
@@ -634,6 +647,23 @@ def _check_arguments(
             "and use shuffle=True."
         )
     return length
+
+
+def _errors(losses: Tensor, outputs: Tensor | None) -> Tensor:
+    """Differentiate each loss by its outputs, and leave the graph for `backward()`."""
+    errors = None
+    if outputs is not None and losses.requires_grad and outputs.requires_grad:
+        with suppress(RuntimeError):  # the graph is gone
+            (errors,) = torch.autograd.grad(
+                losses.sum(), [outputs], retain_graph=True, allow_unused=True
+            )
+    if outputs is None or errors is None or len(outputs) != len(losses):
+        raise ValueError(
+            "RememberedGradients needs the outputs that the losses were computed from, one row per "
+            f"example; got {'none' if outputs is None else tuple(outputs.shape)}. Write "
+            "loader.observe(losses, outputs) before backward()."
+        )
+    return errors
 
 
 def _batch_size(train_loader: DataLoader[Any]) -> int:

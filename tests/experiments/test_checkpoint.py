@@ -9,7 +9,16 @@ from crest.experiments.diagnosis import DIAGNOSTICS
 from crest.experiments.settings import RunSettings
 from crest.experiments.training import train
 
-STRATEGIES = ["crest", "crest_paper", "random", "full", "craig", "glister", "loss_pruning"]
+STRATEGIES = [
+    "crest",
+    "crest_paper",
+    "random",
+    "full",
+    "craig",
+    "glister",
+    "loss_pruning",
+    "remembered",
+]
 
 
 def make(strategy, **changes):

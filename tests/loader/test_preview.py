@@ -22,6 +22,7 @@ STRATEGIES = {
     "greedy": crest.GreedyMiniBatch(),
     "craig": crest.Craig(subset_fraction=0.2),
     "pruning": crest.LossPruning(),
+    "remembered": crest.RememberedGradients(),
     "random": crest.Random(),
     "full": crest.Full(),
 }
@@ -47,11 +48,14 @@ def without_clocks(loader):
     return state
 
 
-def advance(stream, model, steps=None):
+def advance(loader, stream, model, steps=None):
     """Train for some steps, or to the end of the epoch."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for inputs, targets, weights in itertools.islice(stream, steps):
-        crest.weighted_mean(CRITERION(model(inputs), targets), weights).backward()
+        outputs = model(inputs)
+        losses = CRITERION(outputs, targets)
+        loader.observe(losses, outputs)
+        crest.weighted_mean(losses, weights).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -62,7 +66,7 @@ def test_a_preview_is_what_comes_next_at_the_same_parameters(name, steps):
     model = make_model()
     loader = make_loader(STRATEGIES[name], model=model, dataset=NoisyData(), budget=0.9)
     stream = iter(loader)
-    advance(stream, model, steps)
+    advance(loader, stream, model, steps)
     torch.manual_seed(1), np.random.seed(1), random.seed(1)  # Full reads unseeded views
     previewed = loader.preview(12)
     with warnings.catch_warnings():
@@ -87,7 +91,7 @@ def test_looking_ahead_leaves_no_trace(name, num_workers):
             STRATEGIES[name], model=model, dataset=dataset, num_workers=num_workers, budget=0.9
         )
         stream = iter(loader)
-        advance(stream, model, 2)
+        advance(loader, stream, model, 2)
         before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
         state, parameters = without_clocks(loader), copy.deepcopy(model)
         if looks:
@@ -98,8 +102,8 @@ def test_looking_ahead_leaves_no_trace(name, num_workers):
         assert torch.equal(before[0], torch.get_rng_state())
         assert (before[1] == np.random.get_state()[1]).all()
         assert before[2] == random.getstate()
-        advance(stream, model)
-        advance(iter(loader), model, 2)
+        advance(loader, stream, model)
+        advance(loader, iter(loader), model, 2)
         ends.append((without_clocks(loader), model))
     assert same(ends[0][0], ends[1][0])
     assert equal_parameters(ends[0][1], ends[1][1])
@@ -194,7 +198,7 @@ def test_active_examples_are_those_of_the_pool():
     loader = make_loader(strategy, model=model, budget=1.0)
     assert loader.active.all()
     for _ in range(2):
-        advance(iter(loader), model)
+        advance(loader, iter(loader), model)
     assert 0 < int(loader.active.sum()) == loader.history.records[-1]["active"] < 400
     loader.active[:] = False  # a copy
     assert loader.active.any()

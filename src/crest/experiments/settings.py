@@ -25,6 +25,7 @@ from crest.strategies import (
     GreedyMiniBatch,
     LossPruning,
     Random,
+    RememberedGradients,
     SelectiveBackprop,
     Strategy,
 )
@@ -42,6 +43,7 @@ STRATEGIES: dict[str, type[Any]] = {
     "adacore": AdaCore,
     "loss_pruning": LossPruning,
     "selective_backprop": SelectiveBackprop,
+    "remembered": RememberedGradients,
     "random": Random,
     "sgd_dagger": Random,
     "full": Full,

@@ -95,8 +95,9 @@ def train(
     clock = _Clock(device, seconds)
     while step < num_steps:
         for inputs, targets, weights in loader:
-            losses = criterion(model(inputs), targets.to(device))
-            loader.observe(losses)
+            outputs = model(inputs)
+            losses = criterion(outputs, targets.to(device))
+            loader.observe(losses, outputs)
             loss = crest.weighted_mean(losses, weights)
             optimizer.zero_grad()
             loss.backward()

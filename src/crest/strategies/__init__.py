@@ -10,4 +10,5 @@ from crest.strategies.greedy import GreedyMiniBatch as GreedyMiniBatch
 from crest.strategies.loss_pruning import LossPruning as LossPruning
 from crest.strategies.protocol import Strategy as Strategy
 from crest.strategies.random import Random as Random
+from crest.strategies.remembered import RememberedGradients as RememberedGradients
 from crest.strategies.selective_backprop import SelectiveBackprop as SelectiveBackprop

@@ -13,16 +13,18 @@ from crest.selection import Coreset, facility_location, last_layer_distances
 from crest.strategies.protocol import Examples, MiniBatch, Task
 
 __all__ = [
+    "SUBSETS_AT_ONCE",
     "Features",
     "Selection",
     "default_subset_size",
     "relative_gradient_error",
+    "resolve_num_candidates",
     "select_coresets",
 ]
 
 Features = Literal["logits", "input", "weight"]
 
-_SUBSETS_AT_ONCE = 16  # bounds the memory of the distances, (16, r, r)
+SUBSETS_AT_ONCE = 16  # bounds the memory of the distances, (16, r, r)
 
 
 class Selection(NamedTuple):
@@ -71,7 +73,7 @@ def select_coresets(
         gradients = examples.last_layer_gradients(candidates)
     with examples.timed("select"):
         picks = []
-        for some in rows.split(_SUBSETS_AT_ONCE):
+        for some in rows.split(SUBSETS_AT_ONCE):
             picked = _pick(gradients, some.to(gradients.losses.device), batch_size, features)
             picks += list(zip(picked.indices.cpu(), picked.cluster_sizes.cpu(), strict=True))
         scale = batch_size / subsets.shape[1]
@@ -157,5 +159,28 @@ def default_subset_size(subset_size: int | None, task: Task) -> int:
         raise ValueError(
             f"subset_size must be at most the number of examples, {n}; got {r}. "
             "Use a smaller subset."
+        )
+    return r
+
+
+def resolve_num_candidates(num_candidates: int | None, task: Task, *, batches: int) -> int:
+    """Resolve how many candidates a mini-batch is chosen from, and check it against the task.
+
+    Args:
+        num_candidates: r, or None for some mini-batches.
+        task: Gives n and m.
+        batches: How many mini-batches, at most n examples.
+
+    Returns:
+        r, with m <= r <= n.
+
+    Raises:
+        ValueError: If r does not fit the task.
+    """
+    n, m = task.num_examples, task.batch_size
+    r = min(batches * m, n) if num_candidates is None else num_candidates
+    if not m <= r <= n:
+        raise ValueError(
+            f"num_candidates must be in [{m}, {n}], batch_size to the number of examples; got {r}."
         )
     return r

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crest.strategies.last_seen import LastSeen
 from crest.strategies.protocol import Examples, MiniBatch, Planner, Region, Task
 
 __all__ = ["LossPruning"]
@@ -80,13 +81,12 @@ class _PruningPlanner:
     def __init__(self, settings: LossPruning, task: Task) -> None:
         self._settings = settings
         self._task = task
-        self._losses = torch.full((task.num_examples,), torch.nan)  # nan: none yet
-        self._told: list[tuple[Tensor, Tensor]] = []  # not yet among them, to spare the device
+        self._losses = LastSeen(task.num_examples, "losses")
         self._was_told = False  # since this pass began
         self._passes = 0
 
     def observe(self, indices: Tensor, losses: Tensor) -> None:
-        self._told.append((indices, losses))
+        self._losses.tell(indices, losses)
 
     def next_region(self, examples: Examples, step: int) -> Region:
         task, settings = self._task, self._settings
@@ -96,7 +96,7 @@ class _PruningPlanner:
             last_step = round(settings.pruned_share * settings.num_steps)
         prunes = last_step is None or step < last_step
         if prunes and self._passes and not self._was_told:
-            self._losses = _measure(examples, task.num_examples)
+            self._losses.replace(_measure(examples, task.num_examples))
         self._was_told = False
         self._passes += 1
 
@@ -115,38 +115,27 @@ class _PruningPlanner:
     def _prune(self, order: Tensor) -> tuple[Tensor, Tensor]:
         """Leave out some of an order; give what is kept, and the weights of all n examples."""
         settings, n = self._settings, len(order)
-        small = self._losses < self._losses.nanmean()  # nan is not
+        losses = self._losses.values
+        small = losses < losses.nanmean()  # nan is not
         drawn = torch.rand(n, generator=self._task.generator)
         kept = order[~(small & (drawn < settings.prune_probability))[order]]
         weights = torch.where(small, 1 / (1 - settings.prune_probability), 1.0)
         return kept, weights if settings.match_scale else weights * (len(kept) / n)
 
     def _take_in(self) -> None:
-        if not self._told:
-            return
-        indices = torch.cat([some for some, _ in self._told])
-        losses = torch.cat([some for _, some in self._told]).float().cpu()
-        bad = ~losses.isfinite()
-        if bad.any():
-            raise ValueError(
-                f"observed losses must be finite; got {float(losses[bad][0])} for example "
-                f"{int(indices[bad][0])}. Lower lr or set a warmup."
-            )
-        self._losses[indices] = losses
-        self._told.clear()
-        self._was_told = True
+        if self._losses.take_in():
+            self._was_told = True
 
     def state_dict(self) -> dict[str, Any]:
         self._take_in()
         return {
-            "losses": self._losses.clone(),
+            "losses": self._losses.values.clone(),
             "was_told": self._was_told,
             "passes": self._passes,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._losses.copy_(state["losses"])
-        self._told.clear()
+        self._losses.replace(state["losses"])
         self._was_told = state["was_told"]
         self._passes = state["passes"]
 

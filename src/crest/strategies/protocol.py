@@ -19,6 +19,7 @@ __all__ = [
     "MiniBatch",
     "Planner",
     "Region",
+    "RemembersGradients",
     "Strategy",
     "Task",
 ]
@@ -190,6 +191,20 @@ class LearnsFromTraining(Protocol):
         Args:
             indices: Example indices, int64, shape (m,).
             losses: Their losses, detached, on any device, shape (m,).
+        """
+        ...
+
+
+@runtime_checkable
+class RemembersGradients(Protocol):
+    """A planner that makes use of the gradients that the user's loop computed."""
+
+    def remember(self, indices: Tensor, errors: Tensor) -> None:
+        """Hear of a mini-batch that was trained on.
+
+        Args:
+            indices: Example indices, int64, shape (m,).
+            errors: Derivative of each loss by the outputs, on any device, shape (m, ...).
         """
         ...
 

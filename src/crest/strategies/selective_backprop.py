@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from crest.pool import Deck
+from crest.strategies.coresets import resolve_num_candidates
 from crest.strategies.protocol import Examples, MiniBatch, Planner, Region, Task
 
 __all__ = ["SelectiveBackprop"]
@@ -63,13 +64,7 @@ class SelectiveBackprop:
         Raises:
             ValueError: If `num_candidates` does not fit the task.
         """
-        n, m = task.num_examples, task.batch_size
-        r = min(3 * m, n) if self.num_candidates is None else self.num_candidates
-        if not m <= r <= n:
-            raise ValueError(
-                f"num_candidates must be in [{m}, {n}], batch_size to the number of examples; "
-                f"got {r}."
-            )
+        r = resolve_num_candidates(self.num_candidates, task, batches=3)
         return _SelectivePlanner(self, task, r)
 
 

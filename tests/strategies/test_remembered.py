@@ -1,0 +1,256 @@
+"""Mini-batches from gradients that training has shown before."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+import crest
+from baselines import M, N, assert_resumes, make_task, make_trained_model
+from crest import RememberedGradients
+from crest.strategies.last_seen import LastSeen
+from reference import greedy
+from toys import CRITERION, make_loader, make_model, make_tensors, train
+
+
+def observing(loader, model, *, epochs=1, lr=0.1, observe_every=1):
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    step = 0
+    for _ in range(epochs):
+        for inputs, targets, weights in loader:
+            outputs = model(inputs)
+            losses = CRITERION(outputs, targets)
+            if step % observe_every == 0:
+                loader.observe(losses, outputs)
+            optimizer.zero_grad()
+            crest.weighted_mean(losses, weights).backward()
+            optimizer.step()
+            step += 1
+
+
+def make_errors():
+    """p - y of all examples, of a network in the middle of its training."""
+    inputs, targets = make_tensors(N)
+    probabilities = make_trained_model()(inputs).softmax(1).detach()
+    return probabilities - nn.functional.one_hot(targets, 5)
+
+
+def planner_that_knows(errors, task=None, **settings):
+    planner = RememberedGradients(**settings).start(make_task() if task is None else task)
+    planner.next_region(Clockless(), 0)
+    planner.remember(torch.arange(N), errors)
+    return planner
+
+
+class Clockless:
+    """Stands in for the examples, of which only the clock is used."""
+
+    def timed(self, component):
+        return torch.no_grad()
+
+
+def test_the_first_pass_holds_every_example_and_no_weights():
+    region = RememberedGradients().start(make_task()).next_region(Clockless(), 0)
+    indices = torch.cat([batch.indices for batch in region.batches])
+    assert indices.sort().values.tolist() == list(range(N))
+    assert all((batch.weights == 1).all() for batch in region.batches)
+    assert region.record == {"updated": False, "selected": False}
+
+
+def test_picks_are_those_of_greedy_facility_location_on_all_that_is_remembered():
+    errors = make_errors()
+    region = planner_that_knows(errors, num_candidates=N).next_region(Clockless(), 25)
+    (batch,) = region.batches
+    assert batch.indices.sort().values.tolist() == sorted(greedy(errors, M))
+    assert (batch.weights == 1).all()
+
+
+def test_a_pass_is_cut_into_groups_that_share_no_example():
+    region = planner_that_knows(make_errors(), num_candidates=50).next_region(Clockless(), 25)
+    indices = torch.cat([batch.indices for batch in region.batches])
+    assert len(region.batches) == N // 50
+    assert len(indices.unique()) == len(indices) == M * N // 50
+
+
+def test_picks_cover_the_gradients_better_than_random_examples():
+    errors = make_errors()
+
+    def uncovered(rows):
+        return float(torch.cdist(errors, errors[rows]).amin(1).mean())
+
+    planner = planner_that_knows(errors)
+    picked = [
+        uncovered(batch.indices)
+        for _ in range(5)
+        for batch in planner.next_region(Clockless(), 25).batches
+    ]
+    generator = torch.Generator().manual_seed(1)
+    random = [uncovered(torch.randperm(N, generator=generator)[:M]) for _ in picked]
+    assert sum(picked) < 0.75 * sum(random)
+    assert max(picked) < sorted(random)[len(random) // 2]
+
+
+def test_what_is_remembered_is_the_gradient_of_the_last_time():
+    model = make_model()
+    loader = make_loader(RememberedGradients(), model=model, budget=1)
+    inputs, targets = make_tensors(N)
+    observing(loader, model, lr=0.0)
+    state = loader.state_dict()["planner"]
+    errors = model(inputs).softmax(1) - nn.functional.one_hot(targets, 5)
+    assert torch.allclose(state["gradients"], errors, atol=1e-6)
+    with torch.no_grad():
+        model[-1].bias += torch.tensor([1.0, 0, 0, 0, 0])
+    again = torch.zeros(N, dtype=torch.bool)
+    for some, some_targets, _ in loader:
+        outputs = model(some)
+        loader.observe(CRITERION(outputs, some_targets), outputs)
+        again[loader.handed_out.indices] = True
+    state = loader.state_dict()["planner"]
+    moved = model(inputs).softmax(1) - nn.functional.one_hot(targets, 5)
+    assert torch.allclose(state["gradients"][again], moved[again], atol=1e-6)
+    assert torch.allclose(state["gradients"][~again], errors[~again], atol=1e-6)
+    assert (~again).any()
+
+
+def test_observing_leaves_the_gradients_of_training_as_they_are():
+    found = []
+    for observes in (True, False):
+        model = make_model()
+        loader = make_loader(RememberedGradients(), model=model)
+        inputs, targets, weights = next(iter(loader))
+        outputs = model(inputs)
+        losses = CRITERION(outputs, targets)
+        if observes:
+            loader.observe(losses, outputs)
+        crest.weighted_mean(losses, weights).backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+def test_selection_costs_no_pass():
+    model = make_model()
+    loader = make_loader(RememberedGradients(), model=model, budget=1)
+    observing(loader, model, epochs=4)
+    assert loader.history.overhead == 0
+    assert loader.history.updates >= 3
+    assert loader.history.seconds["select"] > 0
+
+
+def test_passes_are_whole_until_every_example_was_observed():
+    model = make_model()
+    loader = make_loader(RememberedGradients(), model=model, budget=1)
+    observing(loader, model, epochs=40, observe_every=2)
+    selected = [record["selected"] for record in loader.history.records]
+    assert selected[0] is False
+    assert True in selected
+    first = selected.index(True)
+    assert first >= 2  # half of the examples were not observed in the first pass
+    assert not any(selected[:first])
+
+
+def test_a_loop_that_observes_nothing_is_told_after_the_first_pass():
+    model = make_model()
+    loader = make_loader(RememberedGradients(), model=model, budget=1)
+    train(loader, model)
+    with pytest.raises(ValueError, match=r"nothing was observed so far\. Call loader\.observe"):
+        next(iter(loader))
+
+
+def test_accumulated_batches_come_in_whole_groups():
+    model = make_model()
+    loader = make_loader(RememberedGradients(), model=model, budget=1, accumulation_steps=3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(4):
+        for step, (inputs, targets, weights) in enumerate(loader):
+            outputs = model(inputs)
+            losses = CRITERION(outputs, targets)
+            loader.observe(losses, outputs)
+            crest.weighted_mean(losses, weights).backward()
+            if step % 3 == 2:
+                optimizer.step()
+                optimizer.zero_grad()
+    assert any(record["selected"] for record in loader.history.records)
+
+
+def test_text_in_dicts_works():
+    tokens = torch.randint(50, (80, 7), generator=torch.Generator().manual_seed(0))
+    data = [{"tokens": row, "label": row[0] % 6} for row in tokens]
+    model = nn.Sequential(nn.EmbeddingBag(50, 8), nn.Linear(8, 6))
+
+    def loss_fn(model, batch):
+        return CRITERION(model(batch["tokens"]), batch["label"])
+
+    loader = crest.CoresetLoader(
+        DataLoader(data, batch_size=8),
+        model,
+        loss_fn=loss_fn,
+        strategy=RememberedGradients(),
+        budget=1,
+    )
+    for _ in range(3):
+        for batch in loader:
+            outputs = model(batch["tokens"])
+            loader.observe(CRITERION(outputs, batch["label"]), outputs)
+    assert loader.history.updates >= 2
+
+
+def test_a_resumed_run_continues_bit_for_bit():
+    stops = (1, 12, 25, 26, 31, 40, 69)  # the first pass takes 25 batches, later ones 6
+    assert_resumes(RememberedGradients(), stops=stops, batches=70, observes=True)
+
+
+def test_losses_without_their_outputs_are_refused():
+    model = make_model()
+    loader = make_loader(RememberedGradients(), model=model)
+    inputs, targets, _ = next(iter(loader))
+    outputs = model(inputs)
+    losses = CRITERION(outputs, targets)
+    message = r"needs the outputs that the losses were computed from.*; got "
+    with pytest.raises(ValueError, match=message + "none"):
+        loader.observe(losses)
+    for wrong in (model(inputs), outputs.detach(), outputs[:3]):
+        with pytest.raises(ValueError, match=message):
+            loader.observe(losses, wrong)
+    with pytest.raises(ValueError, match=message):
+        loader.observe(losses.detach(), outputs)
+    losses.sum().backward()
+    with pytest.raises(ValueError, match=message):
+        loader.observe(losses, outputs)
+
+
+@pytest.mark.parametrize("r", [M - 1, N + 1])
+def test_candidates_that_do_not_fit_are_refused(r):
+    with pytest.raises(ValueError, match=rf"num_candidates must be in \[{M}, {N}\].*; got {r}"):
+        RememberedGradients(num_candidates=r).start(make_task())
+
+
+def test_the_last_value_of_an_example_counts():
+    seen = LastSeen(4, "losses")
+    assert seen.take_in() is False
+    seen.tell(torch.tensor([0, 1]), torch.tensor([1.0, 2.0]))
+    seen.tell(torch.tensor([1, 2]), torch.tensor([3.0, 4.0]))
+    assert seen.take_in() is True
+    assert seen.values[:3].tolist() == [1.0, 3.0, 4.0]
+    assert math.isnan(float(seen.values[3]))
+
+
+@pytest.mark.parametrize("taken_in", [True, False])
+def test_values_of_another_shape_are_refused(taken_in):
+    seen = LastSeen(4, "losses")
+    seen.tell(torch.tensor([0, 1]), torch.ones(2, 3))
+    if taken_in:
+        seen.take_in()
+    with pytest.raises(ValueError, match=r"observed losses must all have the shape \(3,\); got \("):
+        seen.tell(torch.tensor([2]), torch.ones(1, 2))
+
+
+def test_a_gradient_that_is_not_finite_is_refused_with_its_example():
+    planner = RememberedGradients().start(make_task())
+    planner.next_region(Clockless(), 0)
+    errors = make_errors()
+    errors[7, 2] = math.nan
+    planner.remember(torch.arange(N), errors)
+    with pytest.raises(ValueError, match="must be finite; got nan for example 7. Lower lr"):
+        planner.next_region(Clockless(), 25)
