@@ -86,6 +86,22 @@ def make_task(num_examples: int = N, batch_size: int = M, dataset=None, labels=N
     )
 
 
+def observing(loader, model, *, epochs=1, lr=0.1, observe_every=1):
+    """Train, and tell the loader what training computes."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    step = 0
+    for _ in range(epochs):
+        for inputs, targets, weights in loader:
+            outputs = model(inputs)
+            losses = CRITERION(outputs, targets)
+            if step % observe_every == 0:
+                loader.observe(losses, outputs)
+            optimizer.zero_grad()
+            crest.weighted_mean(losses, weights).backward()
+            optimizer.step()
+            step += 1
+
+
 def held_out_loader(n: int = 100, **options) -> DataLoader:
     """Examples of the rule that `make_tensors` draws first, which training does not hold."""
     inputs, targets = make_tensors(N + n)

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import crest
-from baselines import M, N, assert_resumes, make_task, make_trained_model
+from baselines import M, N, assert_resumes, make_task, make_trained_model, observing
 from crest import LossPruning
 from crest.quadratic import flatten
 from toys import CRITERION, make_loader, make_model, make_tensors, train
@@ -36,20 +36,6 @@ def started(**settings):
     planner = LossPruning(**settings).start(make_task())
     planner.next_region(None, 0)
     return planner
-
-
-def observing(loader, model, *, epochs=1, lr=0.1, observe_every=1):
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    step = 0
-    for _ in range(epochs):
-        for inputs, targets, weights in loader:
-            losses = CRITERION(model(inputs), targets)
-            if step % observe_every == 0:
-                loader.observe(losses)
-            optimizer.zero_grad()
-            crest.weighted_mean(losses, weights).backward()
-            optimizer.step()
-            step += 1
 
 
 def test_the_first_pass_holds_every_example_once_with_weight_one():
@@ -210,7 +196,8 @@ def test_a_resumed_run_continues_bit_for_bit(observes):
     assert_resumes(LossPruning(), stops=stops, batches=70, observes=observes)
 
 
-def test_text_in_dicts_works():
+@pytest.mark.parametrize("strategy", [LossPruning(), crest.RememberedGradients()], ids=repr)
+def test_text_in_dicts_works(strategy):
     tokens = torch.randint(50, (80, 7), generator=torch.Generator().manual_seed(0))
     data = [{"tokens": row, "label": row[0] % 6} for row in tokens]
     model = nn.Sequential(nn.EmbeddingBag(50, 8), nn.Linear(8, 6))
@@ -219,11 +206,12 @@ def test_text_in_dicts_works():
         return CRITERION(model(batch["tokens"]), batch["label"])
 
     loader = crest.CoresetLoader(
-        DataLoader(data, batch_size=8), model, loss_fn=loss_fn, strategy=LossPruning(), budget=1
+        DataLoader(data, batch_size=8), model, loss_fn=loss_fn, strategy=strategy, budget=1
     )
     for _ in range(3):
         for batch in loader:
-            loader.observe(loss_fn(model, batch))
+            outputs = model(batch["tokens"])
+            loader.observe(CRITERION(outputs, batch["label"]), outputs)
     assert loader.history.updates >= 2
 
 

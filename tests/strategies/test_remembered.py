@@ -5,29 +5,13 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 import crest
-from baselines import M, N, assert_resumes, make_task, make_trained_model
+from baselines import M, N, assert_resumes, make_task, make_trained_model, observing
 from crest import RememberedGradients
 from crest.strategies.last_seen import LastSeen
 from reference import greedy
 from toys import CRITERION, make_loader, make_model, make_tensors, train
-
-
-def observing(loader, model, *, epochs=1, lr=0.1, observe_every=1):
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    step = 0
-    for _ in range(epochs):
-        for inputs, targets, weights in loader:
-            outputs = model(inputs)
-            losses = CRITERION(outputs, targets)
-            if step % observe_every == 0:
-                loader.observe(losses, outputs)
-            optimizer.zero_grad()
-            crest.weighted_mean(losses, weights).backward()
-            optimizer.step()
-            step += 1
 
 
 def make_errors():
@@ -172,28 +156,6 @@ def test_accumulated_batches_come_in_whole_groups():
                 optimizer.step()
                 optimizer.zero_grad()
     assert any(record["selected"] for record in loader.history.records)
-
-
-def test_text_in_dicts_works():
-    tokens = torch.randint(50, (80, 7), generator=torch.Generator().manual_seed(0))
-    data = [{"tokens": row, "label": row[0] % 6} for row in tokens]
-    model = nn.Sequential(nn.EmbeddingBag(50, 8), nn.Linear(8, 6))
-
-    def loss_fn(model, batch):
-        return CRITERION(model(batch["tokens"]), batch["label"])
-
-    loader = crest.CoresetLoader(
-        DataLoader(data, batch_size=8),
-        model,
-        loss_fn=loss_fn,
-        strategy=RememberedGradients(),
-        budget=1,
-    )
-    for _ in range(3):
-        for batch in loader:
-            outputs = model(batch["tokens"])
-            loader.observe(CRITERION(outputs, batch["label"]), outputs)
-    assert loader.history.updates >= 2
 
 
 def test_a_resumed_run_continues_bit_for_bit():
