@@ -91,19 +91,19 @@ def run_settings(name: str, arguments: argparse.Namespace, seed: int) -> RunSett
     )
 
 
-def make_data(arguments: argparse.Namespace) -> ImageData:
+def make_data(data_dir: str, variant: str) -> ImageData:
     """CIFAR-10 as it is, or a train set made from it; the test set is never touched."""
-    data = load_dataset("cifar10", arguments.data_dir)
+    data = load_dataset("cifar10", data_dir)
     generator = torch.Generator().manual_seed(0)
     images, labels = data.train_images, data.train_labels
-    if arguments.variant == "redundant":
+    if variant == "redundant":
         # A tenth of the images, each ten times, shifted by up to two pixels and mirrored.
         rows = torch.randperm(len(images), generator=generator)[: len(images) // 10].repeat(10)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             images = shift_and_flip(images[rows], 2, flip=True)
         labels = labels[rows]
-    elif arguments.variant == "long-tailed":
+    elif variant == "long-tailed":
         # Class c keeps 100^(-c / 9) of its images, so that the rarest has a hundredth.
         order = torch.randperm(len(images), generator=generator)
         share = 100.0 ** (-torch.arange(10) / 9)
@@ -114,7 +114,7 @@ def make_data(arguments: argparse.Namespace) -> ImageData:
         ]
         rows = torch.cat(kept)
         images, labels = images[rows], labels[rows]
-    elif arguments.variant in ("noisy", "few-noisy"):
+    elif variant == "noisy":
         # A fifth of the labels is moved to another class.
         moved = torch.rand(len(labels), generator=generator) < 0.2
         other = (labels + torch.randint(1, 10, labels.shape, generator=generator)) % 10
@@ -355,7 +355,9 @@ def main() -> None:
     if arguments.command == "show":
         show(arguments)
         return
-    arguments.run(arguments, make_data(arguments), Results(arguments.out))
+    arguments.run(
+        arguments, make_data(arguments.data_dir, arguments.variant), Results(arguments.out)
+    )
 
 
 if __name__ == "__main__":

@@ -96,11 +96,16 @@ def measures_of(variant: str) -> list[str]:
     return ["under_attack", "accuracy"] if variant == "adversarial" else ["accuracy"]
 
 
-def thin_out(data: ImageData) -> ImageData:
-    """Keep every eighth train image."""
-    return dataclasses.replace(
-        data, train_images=data.train_images[::8], train_labels=data.train_labels[::8]
-    )
+def load(arguments: argparse.Namespace) -> ImageData:
+    """Make the data of a variant; while rates are tuned the test images are not in it."""
+    data = make_data(arguments.data_dir, arguments.variant.removeprefix("few-"))
+    if arguments.command == "tune":
+        data = hold_out(data)
+    if rows_of(arguments.variant) is FEW_ROWS:
+        return dataclasses.replace(
+            data, train_images=data.train_images[::8], train_labels=data.train_labels[::8]
+        )
+    return data
 
 
 def hold_out(data: ImageData) -> ImageData:
@@ -121,17 +126,13 @@ def run_all(arguments: argparse.Namespace) -> None:
     names = arguments.rows or [*rows]
     if unknown := [name for name in names if name not in rows]:
         raise SystemExit(f"--rows must be among {', '.join(rows)}; got {', '.join(unknown)}.")
-    data = make_data(arguments)
     if arguments.command == "tune":
-        data = hold_out(data)
         runs = [(name, lr) for name in names for lr in rates_of(arguments.variant)]
     else:
         best = best_rates(read(arguments.out), arguments.variant, arguments.times)
         if missing := [name for name in names if name not in best]:
             raise SystemExit(f"tune first; no learning rate is known for {', '.join(missing)}.")
         runs = [(name, best[name]) for name in names]
-    if rows is FEW_ROWS:
-        data = thin_out(data)
     common = {
         "kind": arguments.command,
         "variant": arguments.variant,
@@ -146,7 +147,7 @@ def run_all(arguments: argparse.Namespace) -> None:
             for seed in arguments.seeds
             for name, lr in runs
         ),
-        data,
+        load(arguments),
         arguments,
     )
 
@@ -229,16 +230,13 @@ def test_table(records: list[dict[str, Any]], names: list[str], measure: str) ->
 
 def time_all(arguments: argparse.Namespace) -> None:
     """Print the seconds of a step of each row, as a ratio to random mini-batches."""
-    data = make_data(arguments)
-    of_variant = rows_of(arguments.variant)
-    if of_variant is FEW_ROWS:
-        data = thin_out(data)
+    data = load(arguments)
     few = dataclasses.replace(
         data, test_images=data.test_images[:250], test_labels=data.test_labels[:250]
     )
     rows = {
         name: row
-        for name, row in of_variant.items()
+        for name, row in rows_of(arguments.variant).items()
         if name == "random" or row.strategy is not RANDOM
     }
     seconds: dict[str, list[float]] = {name: [] for name in rows}

@@ -70,7 +70,6 @@ class _RememberingPlanner:
         self._num_candidates = num_candidates
         self._deck = Deck(task.num_examples, task.generator)
         self._gradients = LastSeen(task.num_examples, "outputs' gradients")
-        self._has_begun = False
 
     def remember(self, indices: Tensor, errors: Tensor) -> None:
         self._gradients.tell(indices, errors.flatten(1))
@@ -78,12 +77,11 @@ class _RememberingPlanner:
     def next_region(self, examples: Examples, step: int) -> Region:
         self._gradients.take_in()
         known = self._gradients.known
-        if self._has_begun and not known.any():
+        if step > 0 and not known.any():
             raise ValueError(
                 "RememberedGradients needs what training computes; nothing was observed so far. "
                 "Call loader.observe(losses, outputs) after each forward pass."
             )
-        self._has_begun = True
         selects = bool(known.all())
         with examples.timed("select"):
             picks = self._picks() if selects else self._whole_pass()
@@ -115,10 +113,8 @@ class _RememberingPlanner:
         return {
             "deck": self._deck.state_dict(),
             "gradients": self._gradients.values.clone(),
-            "has_begun": self._has_begun,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._deck.load_state_dict(state["deck"])
         self._gradients.replace(state["gradients"])
-        self._has_begun = state["has_begun"]
