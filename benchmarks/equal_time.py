@@ -69,7 +69,7 @@ TIMED = ["random x 1", "greedy", *LEVERS, *OTHERS]
 def run_settings(name: str, arguments: argparse.Namespace, seed: int) -> RunSettings:
     """Settings of one run by the name of its row."""
     common = RunSettings(
-        data="cifar10",
+        data=source_of(arguments.variant),
         network=arguments.network,
         strategy="random",
         seed=seed,
@@ -91,9 +91,14 @@ def run_settings(name: str, arguments: argparse.Namespace, seed: int) -> RunSett
     )
 
 
+def source_of(variant: str) -> str:
+    """Name of the data set that a variant is made from."""
+    return "cifar100" if variant == "cifar100" else "cifar10"
+
+
 def make_data(data_dir: str, variant: str) -> ImageData:
-    """CIFAR-10 as it is, or a train set made from it; the test set is never touched."""
-    data = load_dataset("cifar10", data_dir)
+    """CIFAR as it is, or a train set made from CIFAR-10; the test set is never touched."""
+    data = load_dataset(source_of(variant), data_dir)
     generator = torch.Generator().manual_seed(0)
     images, labels = data.train_images, data.train_labels
     if variant == "redundant":
@@ -335,7 +340,7 @@ def main() -> None:
     for name, run in (("train", run_all), ("time", time_all)):
         command = commands.add_parser(name)
         command.set_defaults(run=run)
-        command.add_argument("--data-dir", required=True, help="folder with cifar-10-batches-py")
+        command.add_argument("--data-dir", required=True, help="folder of CIFAR")
         command.add_argument("--out", type=Path, required=True)
         command.add_argument("--network", default="resnet8" if name == "train" else "resnet20")
         command.add_argument("--epochs", type=int, default=4, help="of full training")
@@ -343,7 +348,9 @@ def main() -> None:
         command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
         command.add_argument("--rows", nargs="+", choices=[*TRAINED, *TIMED], metavar="ROW")
         command.add_argument(
-            "--variant", choices=["clean", "redundant", "long-tailed", "noisy"], default="clean"
+            "--variant",
+            choices=["clean", "cifar100", "redundant", "long-tailed", "noisy"],
+            default="clean",
         )
         command.add_argument("--device", default="cpu")
         command.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -17,13 +17,6 @@ from crest.experiments.paper import ITEMS
 QUICK = ["--network", "mlp", "--epochs", "2", "--seeds", "0,1", "--strategies", "crest,random,full"]
 
 
-@pytest.fixture(autouse=True)
-def _threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def test_compare_writes_table_results_and_figure_and_goes_on(tmp_path, capsys):
     out = tmp_path / "out"
     words = ["compare", "digits", *QUICK, "--out", str(out)]
