@@ -17,7 +17,6 @@ docs/results/cheap-forward.md.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import json
 import statistics
@@ -57,7 +56,7 @@ class Row:
     """One way to train, compared with the others of its group."""
 
     group: str
-    strategy: Any  # of crest; a `Crest` if only a share of the steps is taken on coresets
+    strategy: Any  # of crest, or made from the number of steps
     batch_size: int
     steps: int
     lr: float
@@ -65,7 +64,6 @@ class Row:
     attack_steps: int = 0
     observer: str = "model"  # or "half resolution", "quarter resolution", "proxy"
     batch_statistics: bool = False  # of the observer
-    share: float = 1.0  # of the steps, the first ones, that are taken on coresets
 
     @property
     def passes(self) -> int:
@@ -141,7 +139,8 @@ def train(data: ImageData, row: Row, seed: int, arguments: argparse.Namespace) -
     """Train ResNet-8 once."""
     device = torch.device(arguments.device)
     torch.manual_seed(seed)
-    model = build_network("resnet8", 3, 32, 10).to(device, memory_format=torch.channels_last)
+    model = build_network("resnet8", 3, data.train_images.shape[-1], len(data.classes))
+    model = model.to(device, memory_format=torch.channels_last)
     views = ImageViews(data, device)
     observers: dict[str, dict[str, Any]] = {
         "model": {},
@@ -156,9 +155,7 @@ def train(data: ImageData, row: Row, seed: int, arguments: argparse.Namespace) -
         DataLoader(views, batch_size=row.batch_size, shuffle=True, drop_last=True),
         model,
         loss_fn=CRITERION,
-        strategy=row.strategy
-        if row.share == 1
-        else dataclasses.replace(row.strategy, select_until=round(row.share * row.steps)),
+        strategy=row.strategy(row.steps) if callable(row.strategy) else row.strategy,
         accumulation_steps=row.accumulation,
         seed=seed,
         **observers[row.observer],

@@ -63,6 +63,7 @@ TRAINED = [
     "384 candidates for 4 steps",
     "one coreset a step, kept",
 ]
+VARIANTS = ["clean", "cifar100", "redundant", "long-tailed", "noisy"]
 TIMED = ["random x 1", "greedy", *LEVERS, *OTHERS]
 
 
@@ -347,11 +348,7 @@ def main() -> None:
         command.add_argument("--steps", type=int, default=24, help="of a run that is timed")
         command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
         command.add_argument("--rows", nargs="+", choices=[*TRAINED, *TIMED], metavar="ROW")
-        command.add_argument(
-            "--variant",
-            choices=["clean", "cifar100", "redundant", "long-tailed", "noisy"],
-            default="clean",
-        )
+        command.add_argument("--variant", choices=VARIANTS, default="clean")
         command.add_argument("--device", default="cpu")
         command.add_argument("--threads", type=int, default=torch.get_num_threads())
         command.add_argument("--minutes", type=float, default=1e9, help="stop after about these")

@@ -10,10 +10,12 @@ their labels as they are, for each row and learning rate. `test` trains on all t
 rate that was best for the row and measures accuracy on the test images, on other seeds. `--times`
 makes the runs of both as many times longer; what was not tuned at that length takes the rate of
 short runs. `--variant` is that of equal_time.py, or adversarial, where the best rate is that of the
-highest accuracy under attack, or few and few-noisy: ten passes over an eighth of the images, with
-remembered gradients. Both keep each finished run and go on where they stopped; `--minutes` ends
-them in time. `show` prints the tables of docs/results/learning-rates.md and remembered.md. `time`
-takes turns with short runs of all rows.
+highest accuracy under attack. It may begin with few, small or whole, for strategies that need no
+pass of their own, on: ten passes over an eighth of the images, five over all images at half the
+resolution, or five over all images, at the learning rates that were chosen for small ones. Both
+keep each finished run and go on where they stopped; `--minutes` ends them in time. `show` prints
+the tables of docs/results/learning-rates.md and remembered.md. `time` takes turns with short runs
+of all rows.
 """
 
 from __future__ import annotations
@@ -38,14 +40,24 @@ from cheap_forward import (
     train,
     train_all,
 )
+from equal_time import VARIANTS as DATA
 from equal_time import make_data, plus_minus
+from torch import Tensor
+from torch.nn import functional
 
 import crest
 from crest.experiments.image_data import ImageData
 
 NUM_HELD_OUT = 5000
-SEEN = partial(CHEAPER, strategy=GREEDY_512, batch_statistics=True)
-EARLY = partial(SEEN, strategy=crest.Crest(subset_size=512, switch_off=False))
+SEEN = partial(CHEAPER, strategy=GREEDY_512, observer="half resolution", batch_statistics=True)
+
+
+def early(share: float) -> Row:
+    """Coresets in the first steps only."""
+    crest_of = partial(crest.Crest, subset_size=512, switch_off=False)
+    return SEEN(strategy=lambda steps: crest_of(select_until=round(share * steps)))
+
+
 ROWS = {
     "random": CHEAPER(RANDOM),
     "random, 1.08 times the steps": CHEAPER(RANDOM, steps=169),
@@ -54,20 +66,22 @@ ROWS = {
     "random, 1.33 times the steps": CHEAPER(RANDOM, steps=208),
     "random, 1.41 times the steps": CHEAPER(RANDOM, steps=220),
     "coresets at a quarter of the resolution": SEEN(observer="quarter resolution"),
-    "coresets at half the resolution": SEEN(observer="half resolution"),
-    "- by running statistics": SEEN(observer="half resolution", batch_statistics=False),
-    "- for the first quarter": EARLY(observer="half resolution", share=0.25),
-    "- for the first half": EARLY(observer="half resolution", share=0.5),
+    "coresets at half the resolution": SEEN(),
+    "- by running statistics": SEEN(batch_statistics=False),
+    "- for the first quarter": early(0.25),
+    "- for the first half": early(0.5),
 }
 ATTACKED_ROWS = {
     "random, 1.25 times the steps": ATTACKED(RANDOM, steps=195),
     "coresets of 64 from 256": ATTACKED(crest.GreedyMiniBatch(subset_size=256), steps=156),
 }
-PASSES = partial(PLAIN, "several passes", batch_size=64, lr=0.1)
-FEW_ROWS = {  # ten passes over an eighth of the train images
-    "random": PASSES(RANDOM, steps=976),
-    "remembered gradients": PASSES(crest.RememberedGradients(), steps=976),
+FREE = partial(PLAIN, "no pass of their own", batch_size=64, lr=0.1)
+FREE_ROWS = {
+    "random": FREE(RANDOM),
+    "remembered gradients": FREE(crest.RememberedGradients()),
+    "loss pruning": FREE(lambda steps: crest.LossPruning(num_steps=steps)),
 }
+FREE_STEPS = {"few": 976, "small": 3906, "whole": 3906}  # ten passes over an eighth, or five
 RIVALS = {  # random mini-batches of the same cost
     "coresets at a quarter of the resolution": "random, 1.08 times the steps",
     "coresets at half the resolution": "random, 1.33 times the steps",
@@ -75,16 +89,32 @@ RIVALS = {  # random mini-batches of the same cost
     "- for the first quarter": "random, 1.08 times the steps",
     "coresets of 64 from 256": "random, 1.25 times the steps",
     "remembered gradients": "random",
+    "loss pruning": "random",
 }
 AS_LONG = {  # random mini-batches that take as many seconds, by `time`
     "coresets at half the resolution": "random, 1.41 times the steps",
     "- for the first quarter": "random, 1.10 times the steps",
     "- for the first half": "random, 1.20 times the steps",
 }
+VARIANTS = [
+    *DATA,
+    "adversarial",
+    *(f"{size}-{source}".removesuffix("-clean") for size in FREE_STEPS for source in DATA),
+]
+
+
+def split(variant: str) -> tuple[str, str]:
+    """How much of the data, one of FREE_STEPS or nothing, and which data."""
+    size, _, source = variant.partition("-")
+    return (size, source or "clean") if size in FREE_STEPS else ("", variant)
 
 
 def rows_of(variant: str) -> dict[str, Row]:
-    return {"adversarial": ATTACKED_ROWS, "few": FEW_ROWS, "few-noisy": FEW_ROWS}.get(variant, ROWS)
+    size, _ = split(variant)
+    if size:
+        steps = FREE_STEPS[size]
+        return {name: dataclasses.replace(row, steps=steps) for name, row in FREE_ROWS.items()}
+    return ATTACKED_ROWS if variant == "adversarial" else ROWS
 
 
 def rates_of(variant: str) -> tuple[float, ...]:
@@ -98,14 +128,24 @@ def measures_of(variant: str) -> list[str]:
 
 def load(arguments: argparse.Namespace) -> ImageData:
     """Make the data of a variant; while rates are tuned the test images are not in it."""
-    data = make_data(arguments.data_dir, arguments.variant.removeprefix("few-"))
+    size, source = split(arguments.variant)
+    data = make_data(arguments.data_dir, source)
     if arguments.command == "tune":
         data = hold_out(data)
-    if rows_of(arguments.variant) is FEW_ROWS:
+    if size == "few":
         return dataclasses.replace(
             data, train_images=data.train_images[::8], train_labels=data.train_labels[::8]
         )
+    if size == "small":
+        return dataclasses.replace(
+            data, train_images=shrink(data.train_images), test_images=shrink(data.test_images)
+        )
     return data
+
+
+def shrink(images: Tensor) -> Tensor:
+    """Average each two by two pixels, uint8."""
+    return functional.avg_pool2d(images.float(), 2).round().to(torch.uint8)
 
 
 def hold_out(data: ImageData) -> ImageData:
@@ -166,6 +206,7 @@ def tuned(
 
 def best_rates(records: list[dict[str, Any]], variant: str, times: int) -> dict[str, float]:
     """Rate of the highest mean on held-out images, by row; of short runs where none is longer."""
+    variant = variant.replace("whole", "small")
     best: dict[str, float] = {}
     for length in dict.fromkeys((1, times)):
         found = tuned(records, variant, length)
@@ -258,18 +299,14 @@ def main() -> None:
         add_machine_options(commands.add_parser(name))
     commands.choices["time"].add_argument("--turns", type=int, default=3)
     commands.choices["time"].add_argument("--steps", type=int, default=40)
-    commands.choices["time"].add_argument("--variant", choices=["clean", "few"], default="clean")
+    commands.choices["time"].add_argument("--variant", choices=VARIANTS, default="clean")
     commands.choices["time"].set_defaults(run=time_all)
     for name, seeds in (("tune", [10, 11]), ("test", [0, 1, 2, 3, 4])):
         command = commands.choices[name]
         command.set_defaults(run=run_all)
         command.add_argument("--out", type=Path, required=True)
         command.add_argument("--seeds", type=int, nargs="+", default=seeds)
-        command.add_argument(
-            "--variant",
-            choices=["clean", "noisy", "adversarial", "few", "few-noisy"],
-            default="clean",
-        )
+        command.add_argument("--variant", choices=VARIANTS, default="clean", metavar="VARIANT")
         command.add_argument("--rows", nargs="+", metavar="ROW")
         command.add_argument("--times", type=int, default=1)
         command.add_argument("--minutes", type=float, default=1e9, help="stop after about these")
