@@ -66,6 +66,19 @@ def test_the_same_run_is_stored_once(tmp_path):
     assert [record["accuracy"] for record in results.records] == [0.2]
 
 
+def test_a_run_of_an_older_version_is_found_though_it_lacks_a_newer_field(tmp_path):
+    results = Results(tmp_path / "results.json")
+    old = make_record()
+    old["settings"]["strategy_settings"] = {"subset_size": 64}
+    stored = results.add(old)
+    newer = {**old["settings"], "strategy_settings": {"subset_size": 64, "select_until": None}}
+    assert results.find(newer) == stored
+    set_now = {"subset_size": 64, "select_until": 10}
+    assert results.find({**newer, "strategy_settings": set_now}) is None
+    results.add({**old, "settings": newer})
+    assert len(Results(results.path).records) == 1
+
+
 def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
     results = Results(tmp_path / "results.json")
     results.add(make_record(seed=1))

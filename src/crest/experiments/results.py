@@ -53,13 +53,16 @@ class Results:
     def find(self, settings: dict[str, Any]) -> dict[str, Any] | None:
         """Look up a finished run.
 
+        A setting that is None is as good as none: records of an older version lack newer fields.
+
         Args:
             settings: As in the record.
 
         Returns:
             The record, or None.
         """
-        return next((record for record in self.records if record["settings"] == settings), None)
+        wanted = _given(settings)
+        return next((some for some in self.records if _given(some["settings"]) == wanted), None)
 
     def add(self, record: dict[str, Any]) -> dict[str, Any]:
         """Write a record to the file, beside what others wrote there meanwhile.
@@ -77,7 +80,8 @@ class Results:
         return plain
 
     def _replace(self, plain: dict[str, Any]) -> None:
-        others = [other for other in self._read() if other["settings"] != plain["settings"]]
+        settings = _given(plain["settings"])
+        others = [other for other in self._read() if _given(other["settings"]) != settings]
         self.records = [*others, plain]
         _set_gaps(self.records)  # a full run gives earlier records their gap, too
         lines = ",\n".join(json.dumps(record) for record in self.records)
@@ -143,6 +147,15 @@ def _set_gaps(records: list[dict[str, Any]]) -> None:
 def _task_key(record: dict[str, Any]) -> str:
     settings = record["settings"].items()
     return json.dumps({k: v for k, v in settings if k not in _STRATEGY_KEYS}, sort_keys=True)
+
+
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what is None."""
+    return {
+        name: _given(value) if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if value is not None
+    }
 
 
 def _finite(value: Any) -> Any:
