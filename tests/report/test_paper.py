@@ -3,6 +3,7 @@
 import io
 
 import pytest
+from matplotlib.figure import Figure
 
 from crest.experiments.paper import ITEMS, reproduce
 from crest.report.paper_figure import plot_item
@@ -37,6 +38,13 @@ def test_every_item_has_a_full_table_and_figures_are_drawn(name, out):
     if name.startswith("fig"):
         plot_item(outcome, out / f"{name}.png")
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_legend_names_what_any_panel_shows(out, monkeypatch):
+    shown = []
+    monkeypatch.setattr(Figure, "legend", lambda _, handles, labels, **__: shown.extend(labels))
+    plot_item(make("fig2", out), out / "legend.png")
+    assert shown == ["ours", "paper"]  # the paper gives no run times, so the first panel lacks it
 
 
 def row_of(text, label):

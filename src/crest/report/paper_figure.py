@@ -33,7 +33,7 @@ _STYLES = {
 
 
 def plot_item(outcome: Outcome, path: Path) -> None:
-    """Draw a figure; curves are means over seeds.
+    """Draw a figure; curves and bars are means over seeds, with the standard deviation at bars.
 
     Args:
         outcome: What is kept of the runs of `"fig1"` to `"fig9"`.
@@ -58,9 +58,15 @@ def plot_item(outcome: Outcome, path: Path) -> None:
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     figure.suptitle("\n".join(textwrap.wrap(title(outcome), round(12 * width))), fontsize=10)
-    handles, labels = axes[0].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    shown = {
+        label: handle
+        for panel in axes
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    if shown:
+        figure.legend(
+            shown.values(), shown.keys(), loc="outside lower center", ncols=4, frameon=False
+        )
     figure.savefig(path, dpi=120)
 
 
@@ -96,7 +102,7 @@ def _draw_bars(
 ) -> None:
     """Set ours beside the paper's for each task and variant."""
     published = PUBLISHED[outcome.name].get(name, {})
-    labels, ours, theirs = [], [], []
+    labels, ours, spread, theirs = [], [], [], []
     for task in outcome.tasks:
         for variant in outcome.item.variants:
             values = measure(outcome, task, variant.label)
@@ -105,9 +111,11 @@ def _draw_bars(
                 several = f"{task}\n" if len(outcome.tasks) > 1 else ""
                 labels.append(several + variant.label)
                 ours.append(statistics.fmean(values) if values else 0.0)
+                spread.append(statistics.stdev(values) if len(values) > 1 else 0.0)
                 theirs.append(paper[0] if paper else 0.0)
     places = range(len(labels))
-    panel.bar([place - 0.2 for place in places], ours, 0.4, color="#d55e00", label="ours")
+    left = [place - 0.2 for place in places]
+    panel.bar(left, ours, 0.4, color="#d55e00", label="ours", yerr=spread, capsize=2)
     if any(theirs):
         panel.bar([place + 0.2 for place in places], theirs, 0.4, color="#999999", label="paper")
     panel.set_xticks(list(places), labels, fontsize=7, rotation=30)
