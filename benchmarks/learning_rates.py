@@ -75,10 +75,25 @@ ATTACKED_ROWS = {
     "random, 1.25 times the steps": ATTACKED(RANDOM, steps=195),
     "coresets of 64 from 256": ATTACKED(crest.GreedyMiniBatch(subset_size=256), steps=156),
 }
+
+
+class DrawnByNorm(crest.RememberedGradients):
+    """Draws each mini-batch in proportion to the norm of remembered gradients: hard, no cover."""
+
+    def start(self, task: Any) -> Any:
+        """Begin as remembered gradients do."""
+        planner = super().start(task)
+        planner._pick = lambda gradients, size: gradients.norm(dim=2).multinomial(
+            size, generator=task.generator
+        )
+        return planner
+
+
 FREE = partial(PLAIN, "no pass of their own", batch_size=64, lr=0.1)
 FREE_ROWS = {
     "random": FREE(RANDOM),
     "remembered gradients": FREE(crest.RememberedGradients()),
+    "- drawn by their norm": FREE(DrawnByNorm()),
     "loss pruning": FREE(lambda steps: crest.LossPruning(num_steps=steps)),
 }
 FREE_STEPS = {"few": 976, "small": 3906, "whole": 3906}  # ten passes over an eighth, or five
@@ -89,6 +104,7 @@ RIVALS = {  # random mini-batches of the same cost
     "- for the first quarter": "random, 1.08 times the steps",
     "coresets of 64 from 256": "random, 1.25 times the steps",
     "remembered gradients": "random",
+    "- drawn by their norm": "random",
     "loss pruning": "random",
 }
 AS_LONG = {  # random mini-batches that take as many seconds, by `time`

@@ -104,9 +104,13 @@ class _RememberingPlanner:
         subsets = torch.stack([self._deck.draw(self._num_candidates) for _ in range(count)])
         picks: list[Tensor] = []
         for some in subsets.split(SUBSETS_AT_ONCE):
-            picked = facility_location(self._gradients.values[some], self._task.batch_size)
-            picks += some.gather(1, picked.indices)
+            rows = self._pick(self._gradients.values[some], self._task.batch_size)
+            picks += some.gather(1, rows)
         return picks
+
+    def _pick(self, gradients: Tensor, size: int) -> Tensor:
+        """Pick rows of each set of gradients, shape (sets, r, d); int64, shape (sets, size)."""
+        return facility_location(gradients, size).indices
 
     def state_dict(self) -> dict[str, Any]:
         self._gradients.take_in()
