@@ -10,12 +10,11 @@ their labels as they are, for each row and learning rate. `test` trains on all t
 rate that was best for the row and measures accuracy on the test images, on other seeds. `--times`
 makes the runs of both as many times longer; what was not tuned at that length takes the rate of
 short runs. `--variant` is that of equal_time.py, or adversarial, where the best rate is that of the
-highest accuracy under attack. It may begin with few, small or whole, for strategies that need no
-pass of their own, on: ten passes over an eighth of the images, five over all images at half the
-resolution, or five over all images, at the learning rates that were chosen for small ones. Both
-keep each finished run and go on where they stopped; `--minutes` ends them in time. `show` prints
-the tables of docs/results/learning-rates.md and remembered.md. `time` takes turns with short runs
-of all rows.
+highest accuracy under attack. For strategies that need no pass of their own it begins with few,
+small or whole: ten passes over an eighth of the images, five over all images at half the
+resolution, or five over all images; what was not tuned takes the rate of small. Both keep each
+finished run and go on where they stopped; `--minutes` ends them in time. `show` prints the tables
+of docs/results/learning-rates.md and remembered.md. `time` takes turns with short runs of all rows.
 """
 
 from __future__ import annotations
@@ -221,12 +220,12 @@ def tuned(
 
 
 def best_rates(records: list[dict[str, Any]], variant: str, times: int) -> dict[str, float]:
-    """Rate of the highest mean on held-out images, by row; of short runs where none is longer."""
-    variant = variant.replace("whole", "small")
+    """Rate of the highest mean on held-out images, by row; else of short runs; else of small."""
     best: dict[str, float] = {}
-    for length in dict.fromkeys((1, times)):
-        found = tuned(records, variant, length)
-        means = {key: statistics.fmean(some) for key, some in found.items()}
+    fallback = [("small", 1)] if split(variant)[0] else []
+    for some, length in dict.fromkeys([*fallback, (variant, 1), (variant, times)]):
+        found = tuned(records, some, length)
+        means = {key: statistics.fmean(values) for key, values in found.items()}
         for name in dict.fromkeys(name for name, _ in means):
             best[name] = max((mean, lr) for (row, lr), mean in means.items() if row == name)[1]
     return best
