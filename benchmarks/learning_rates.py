@@ -133,6 +133,8 @@ def rows_of(variant: str) -> dict[str, Row]:
 
 
 def rates_of(variant: str) -> tuple[float, ...]:
+    if split(variant)[0] in ("small", "whole"):
+        return (0.05, 0.1, 0.2, 0.4)
     return (0.1, 0.2, 0.4) if rows_of(variant) is ROWS else (0.05, 0.1, 0.2)
 
 
