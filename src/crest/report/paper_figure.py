@@ -54,6 +54,8 @@ def plot_item(outcome: Outcome, path: Path) -> None:
         else:
             _draw_curves(panel, outcome, curves[label])
             panel.set_xlabel(_X_LABELS.get(label, "step"))
+            if label in _LOGARITHMIC:
+                panel.set_yscale("log")
         panel.set_title(label, fontsize=10)
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
@@ -236,3 +238,10 @@ _CURVES: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
     },
     "fig9": {"variance of gradients": _variances},
 }
+
+_LOGARITHMIC = (  # fall by two orders of magnitude while the network learns
+    "(a) squared error of mini-batches together",
+    "(b) squared error of mini-batches together",
+    "(d) variance",
+    "variance of gradients",
+)
