@@ -295,7 +295,8 @@ def time_all(arguments: argparse.Namespace) -> None:
     rows = {
         name: row
         for name, row in rows_of(arguments.variant).items()
-        if name == "random" or row.strategy is not RANDOM
+        if name == "random"
+        or (name in arguments.rows if arguments.rows else row.strategy is not RANDOM)
     }
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     for turn in range(arguments.turns + 1):  # the first is a rehearsal
@@ -314,6 +315,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("tune", "test", "time"):
         add_machine_options(commands.add_parser(name))
+        commands.choices[name].add_argument("--rows", nargs="+", metavar="ROW")
     commands.choices["time"].add_argument("--turns", type=int, default=3)
     commands.choices["time"].add_argument("--steps", type=int, default=40)
     commands.choices["time"].add_argument("--variant", choices=VARIANTS, default="clean")
@@ -324,7 +326,6 @@ def main() -> None:
         command.add_argument("--out", type=Path, required=True)
         command.add_argument("--seeds", type=int, nargs="+", default=seeds)
         command.add_argument("--variant", choices=VARIANTS, default="clean", metavar="VARIANT")
-        command.add_argument("--rows", nargs="+", metavar="ROW")
         command.add_argument("--times", type=int, default=1)
         command.add_argument("--minutes", type=float, default=1e9, help="stop after about these")
     commands.add_parser("show").add_argument("results", type=Path, nargs="+")
