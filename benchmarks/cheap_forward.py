@@ -17,6 +17,7 @@ docs/results/cheap-forward.md.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import statistics
@@ -64,6 +65,7 @@ class Row:
     attack_steps: int = 0
     observer: str = "model"  # or "half resolution", "quarter resolution", "proxy"
     batch_statistics: bool = False  # of the observer
+    balanced: bool = False  # whether images of rare classes are repeated
 
     @property
     def passes(self) -> int:
@@ -141,7 +143,7 @@ def train(data: ImageData, row: Row, seed: int, arguments: argparse.Namespace) -
     torch.manual_seed(seed)
     model = build_network("resnet8", 3, data.train_images.shape[-1], len(data.classes))
     model = model.to(device, memory_format=torch.channels_last)
-    views = ImageViews(data, device)
+    views = ImageViews(balance(data) if row.balanced else data, device)
     observers: dict[str, dict[str, Any]] = {
         "model": {},
         "half resolution": {"observer_transform": halve},
@@ -201,6 +203,16 @@ def train(data: ImageData, row: Row, seed: int, arguments: argparse.Namespace) -
         "device": arguments.device,
         "torch": torch.__version__,
     }
+
+
+def balance(data: ImageData) -> ImageData:
+    """Repeat the images of each class until it has as many as the largest."""
+    classes = [(data.train_labels == label).nonzero()[:, 0] for label in range(len(data.classes))]
+    most = max(len(some) for some in classes)
+    rows = torch.cat([some.repeat(-(-most // len(some)))[:most] for some in classes])
+    return dataclasses.replace(
+        data, train_images=data.train_images[rows], train_labels=data.train_labels[rows]
+    )
 
 
 def halve(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -91,9 +91,15 @@ class DrawnByNorm(crest.RememberedGradients):
 FREE = partial(PLAIN, "no pass of their own", batch_size=64, lr=0.1)
 FREE_ROWS = {
     "random": FREE(RANDOM),
+    "random, classes balanced": FREE(RANDOM, balanced=True),
     "remembered gradients": FREE(crest.RememberedGradients()),
+    "- classes balanced": FREE(crest.RememberedGradients(), balanced=True),
     "- drawn by their norm": FREE(DrawnByNorm()),
     "loss pruning": FREE(lambda steps: crest.LossPruning(num_steps=steps)),
+}
+SAME_RATE = {  # where classes are as many as each other, the two are the same
+    "random, classes balanced": "random",
+    "- classes balanced": "remembered gradients",
 }
 FREE_STEPS = {"few": 976, "small": 3906, "whole": 3906}  # ten passes over an eighth, or five
 RIVALS = {  # random mini-batches of the same cost
@@ -102,7 +108,9 @@ RIVALS = {  # random mini-batches of the same cost
     "- by running statistics": "random, 1.33 times the steps",
     "- for the first quarter": "random, 1.08 times the steps",
     "coresets of 64 from 256": "random, 1.25 times the steps",
+    "random, classes balanced": "random",
     "remembered gradients": "random",
+    "- classes balanced": "random, classes balanced",
     "- drawn by their norm": "random",
     "loss pruning": "random",
 }
@@ -148,6 +156,8 @@ def load(arguments: argparse.Namespace) -> ImageData:
     size, source = split(arguments.variant)
     data = make_data(arguments.data_dir, source)
     if arguments.command == "tune":
+        if source in {"redundant", "long-tailed"}:
+            raise SystemExit(f"tune cannot hold out a fair sample of {source} images.")
         data = hold_out(data)
     if size == "few":
         return dataclasses.replace(
@@ -230,7 +240,7 @@ def best_rates(records: list[dict[str, Any]], variant: str, times: int) -> dict[
         means = {key: statistics.fmean(values) for key, values in found.items()}
         for name in dict.fromkeys(name for name, _ in means):
             best[name] = max((mean, lr) for (row, lr), mean in means.items() if row == name)[1]
-    return best
+    return {name: best[twin] for name, twin in SAME_RATE.items() if twin in best} | best
 
 
 def show(records: list[dict[str, Any]]) -> None:

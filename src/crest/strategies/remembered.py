@@ -29,7 +29,7 @@ class RememberedGradients:
     each forward pass and before `backward()`.
 
     Measured in docs/results/remembered.md: ahead of random mini-batches of the same cost in runs of
-    a few passes, most where some classes are rare; level where labels are wrong and in longer runs.
+    a few passes; level in longer ones, and where labels are wrong.
 
     Weights are 1: cluster sizes of gradients that old led astray. So examples with rare gradients
     are trained on more often than others, and the mean gradient of a mini-batch is not an unbiased
