@@ -133,10 +133,13 @@ def split(variant: str) -> tuple[str, str]:
 
 
 def rows_of(variant: str) -> dict[str, Row]:
-    size, _ = split(variant)
+    size, source = split(variant)
     if size:
-        steps = FREE_STEPS[size]
-        return {name: dataclasses.replace(row, steps=steps) for name, row in FREE_ROWS.items()}
+        return {
+            name: dataclasses.replace(row, steps=FREE_STEPS[size])
+            for name, row in FREE_ROWS.items()
+            if source == "long-tailed" or not row.balanced  # else it is the row above
+        }
     return ATTACKED_ROWS if variant == "adversarial" else ROWS
 
 
@@ -187,19 +190,25 @@ def hold_out(data: ImageData) -> ImageData:
     )
 
 
-def run_all(arguments: argparse.Namespace) -> None:
-    """Train the chosen rows on every seed: at every rate, or at the best one."""
+def chosen_rows(arguments: argparse.Namespace) -> dict[str, Row]:
+    """All rows of the variant, or those named by --rows."""
     rows = rows_of(arguments.variant)
     names = arguments.rows or [*rows]
     if unknown := [name for name in names if name not in rows]:
         raise SystemExit(f"--rows must be among {', '.join(rows)}; got {', '.join(unknown)}.")
+    return {name: rows[name] for name in names}
+
+
+def run_all(arguments: argparse.Namespace) -> None:
+    """Train the chosen rows on every seed: at every rate, or at the best one."""
+    rows = chosen_rows(arguments)
     if arguments.command == "tune":
-        runs = [(name, lr) for name in names for lr in rates_of(arguments.variant)]
+        runs = [(name, lr) for name in rows for lr in rates_of(arguments.variant)]
     else:
         best = best_rates(read(arguments.out), arguments.variant, arguments.times)
-        if missing := [name for name in names if name not in best]:
+        if missing := [name for name in rows if name not in best]:
             raise SystemExit(f"tune first; no learning rate is known for {', '.join(missing)}.")
-        runs = [(name, best[name]) for name in names]
+        runs = [(name, best[name]) for name in rows]
     common = {
         "kind": arguments.command,
         "variant": arguments.variant,
@@ -302,11 +311,8 @@ def time_all(arguments: argparse.Namespace) -> None:
     few = dataclasses.replace(
         data, test_images=data.test_images[:250], test_labels=data.test_labels[:250]
     )
-    rows = {
-        name: row
-        for name, row in rows_of(arguments.variant).items()
-        if name == "random"
-        or (name in arguments.rows if arguments.rows else row.strategy is not RANDOM)
+    rows = {"random": rows_of(arguments.variant)["random"]} | {
+        name: row for name, row in chosen_rows(arguments).items() if row.strategy is not RANDOM
     }
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     for turn in range(arguments.turns + 1):  # the first is a rehearsal
@@ -328,7 +334,12 @@ def main() -> None:
         commands.choices[name].add_argument("--rows", nargs="+", metavar="ROW")
     commands.choices["time"].add_argument("--turns", type=int, default=3)
     commands.choices["time"].add_argument("--steps", type=int, default=40)
-    commands.choices["time"].add_argument("--variant", choices=VARIANTS, default="clean")
+    commands.choices["time"].add_argument(
+        "--variant",
+        choices=[name for name in VARIANTS if "random" in rows_of(name)],
+        default="clean",
+        metavar="VARIANT",
+    )
     commands.choices["time"].set_defaults(run=time_all)
     for name, seeds in (("tune", [10, 11]), ("test", [0, 1, 2, 3, 4])):
         command = commands.choices[name]

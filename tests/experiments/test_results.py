@@ -44,6 +44,14 @@ def test_gaps_are_filled_in_once_full_is_there(tmp_path):
     }
 
 
+def test_a_newer_field_that_is_none_keeps_no_run_from_its_full_one(tmp_path):
+    results = Results(tmp_path / "results.json")
+    results.add(make_record("full", accuracy=0.8))
+    newer = make_record(accuracy=0.72)
+    newer["settings"]["image_size"] = None
+    assert results.add(newer)["accuracy_gap"] == pytest.approx(0.1)
+
+
 def test_full_of_other_settings_gives_no_gap(tmp_path):
     results = Results(tmp_path / "results.json")
     full = make_record("full", accuracy=0.8)

@@ -145,7 +145,7 @@ def _set_gaps(records: list[dict[str, Any]]) -> None:
 
 
 def _task_key(record: dict[str, Any]) -> str:
-    settings = record["settings"].items()
+    settings = _given(record["settings"]).items()
     return json.dumps({k: v for k, v in settings if k not in _STRATEGY_KEYS}, sort_keys=True)
 
 
