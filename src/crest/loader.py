@@ -350,7 +350,8 @@ class CoresetLoader:
                 f"{tuple(indices.shape)}; got {tuple(losses.shape)}."
             )
         if isinstance(self._planner, LearnsFromTraining):
-            self._planner.observe(indices, losses.detach())
+            # A copy: the loop may weight the losses in place, a CUDA graph write over them.
+            self._planner.observe(indices, losses.detach().clone())
         if isinstance(self._planner, RemembersGradients):
             self._planner.remember(indices, _errors(losses, outputs))
 

@@ -190,6 +190,17 @@ def test_an_incomplete_last_batch_is_left_out_where_the_loader_does_so():
         assert (set(sizes) == {M}) is drop_last
 
 
+def test_observed_losses_may_be_overwritten_afterwards():
+    loader = make_loader(LossPruning(), budget=1.0)
+    losses = torch.ones(M)
+    for _ in range(2):  # passes
+        for _ in loader:
+            losses.fill_(1.0)
+            loader.observe(losses)
+            losses.fill_(torch.nan)  # or weighted in place
+    assert loader.history.records[-1]["kept"] == N  # none is below the mean
+
+
 @pytest.mark.parametrize("observes", [True, False])
 def test_a_resumed_run_continues_bit_for_bit(observes):
     stops = (1, 12, 25, 26, 40, 69)  # the first pass takes 25
