@@ -25,7 +25,7 @@ from crest.experiments.optional import require
 from crest.experiments.paper import ITEMS, SCALES, reproduce
 from crest.experiments.planning import plan_runs
 from crest.experiments.results import Results
-from crest.experiments.settings import STRATEGIES, RunSettings
+from crest.experiments.settings import AUTOCAST, COMPILE_MODES, STRATEGIES, RunSettings
 from crest.experiments.text_networks import TEXT_NETWORKS
 from crest.report.paper_figure import plot_item
 from crest.report.paper_table import format_item
@@ -112,8 +112,12 @@ def _reproduce(chosen: argparse.Namespace) -> None:
             progress=progress,
             seeds=chosen.seeds,
             tasks=chosen.tasks,
-            device=_device(chosen.device),
-            threads=chosen.threads or torch.get_num_threads(),
+            machine={
+                "device": _device(chosen.device),
+                "threads": chosen.threads or torch.get_num_threads(),
+                "autocast": chosen.autocast,
+                "compile": chosen.compile,
+            },
             shard=chosen.shard,
             minutes=chosen.minutes,
         )
@@ -165,7 +169,8 @@ def _train_all(
 def _plan(
     chosen: argparse.Namespace, strategies: Sequence[str], seeds: Sequence[int]
 ) -> list[RunSettings]:
-    fields = "network epochs batch_size lr budget weight_decay augment evaluations threads"
+    fields = "network epochs batch_size lr budget weight_decay augment evaluations threads "
+    fields += "autocast compile"
     return plan_runs(
         chosen.data,
         strategies,
@@ -354,6 +359,18 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--threads", type=_positive, metavar="N", help="of the CPU (default: all, digits one)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
+    add(
+        "--autocast",
+        metavar="DTYPE",
+        help=f"{_list(AUTOCAST)}: passes of training and selection in fewer bits, where the "
+        "processor is fast at it (default: float32)",
+    )
+    add(
+        "--compile",
+        metavar="MODE",
+        help=f"{_list(COMPILE_MODES)}: mode of torch.compile for the pass of training; a minute "
+        "before each run, in which the clock stands still (default: not compiled)",
+    )
     add("--traceback", action="store_true", help="show where an error comes from")
 
 

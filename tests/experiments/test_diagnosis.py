@@ -96,7 +96,7 @@ def test_forgetting_scores_come_from_all_train_images(data, monkeypatch):
     """Image i is right at every (i + 2)-th look, and forgotten at the next, if there is one."""
     looks = []
 
-    def correct(model, batches):
+    def correct(settings, model, batches):
         number = sum(len(labels) for _, labels in batches)
         if number == 60:  # the test part has 30
             looks.append(len(looks) + 1)

@@ -1,5 +1,6 @@
 """A run takes its steps, measures itself off the clock, and depends on its seed alone."""
 
+import dataclasses
 import json
 import time
 
@@ -79,12 +80,19 @@ def test_measuring_accuracy_takes_no_time(data, monkeypatch):
         return result
 
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(training, "_correct", lambda model, batches: move(100.0, right))
+    monkeypatch.setattr(training, "_correct", lambda *arguments: move(100.0, right))
     record = train(make(evaluations=7), data, on_step=lambda step: move(1.0))
     assert [point["seconds"] for point in record["curve"]] == [4, 8, 12, 16, 20, 24, 28]
     assert record["seconds"] == 28
     # The loader books a step when the next batch is asked for: the last one never is.
     assert record["history"]["seconds"]["train"] in (27, 28)
+
+
+def test_the_rehearsal_leaves_no_trace(data, monkeypatch):
+    settings = dataclasses.replace(make(), network="resnet8")  # has buffers
+    rehearsed = train(settings, data)
+    monkeypatch.setattr(training, "_rehearse", lambda *arguments: None)
+    assert timeless(train(settings, data)) == timeless(rehearsed)
 
 
 def test_the_learning_rate_follows_the_schedule_in_any_budget(data, monkeypatch):
@@ -149,6 +157,44 @@ def test_augmentation_can_be_left_out(data):
         "digits", images[0], data.train_labels, images[1], data.test_labels, data.classes, False
     )
     assert timeless(train(make(augment=False), larger)) != timeless(train(make(), larger))
+
+
+@pytest.mark.parametrize("autocast", [None, "bfloat16"])
+def test_autocast_reaches_training_selection_and_tests(data, autocast, monkeypatch):
+    model = data.build_network("mlp")
+    seen = set()
+
+    def note(module, arguments, output):
+        seen.add((output.dtype, module.training, torch.is_grad_enabled()))
+
+    model[1].register_forward_hook(note)
+    monkeypatch.setattr(type(data), "build_network", lambda self, name: model)
+    record = train(make("greedy", autocast=autocast), data)
+    dtype = torch.bfloat16 if autocast else torch.float32
+    head_search = {(torch.float32, False, False)} if autocast else set()  # once for each loader
+    assert seen == {(dtype, True, True), (dtype, False, False)} | head_search
+    assert record["settings"]["autocast"] == autocast
+    assert record["accuracy"] > 0.4  # chance is 0.33
+
+
+def test_a_compiled_run_is_the_same_run(data, monkeypatch):
+    calls = []
+
+    def compile_to_python(model, *, mode):
+        def backend(graph, inputs):
+            def call(*arguments):
+                calls.append(mode)
+                return graph(*arguments)
+
+            return call
+
+        return compiler(model, backend=backend)
+
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_to_python)
+    compiled = train(make("greedy", compile="reduce-overhead"), data)
+    assert calls == ["reduce-overhead"] * (3 + 28)  # the rehearsal and each step, nothing else
+    assert timeless(compiled) == timeless(train(make("greedy"), data))
 
 
 def test_diverging_loss_is_named(data):

@@ -30,7 +30,15 @@ from crest.strategies import (
     Strategy,
 )
 
-__all__ = ["OPTIMIZERS", "STRATEGIES", "VALIDATION_FRACTION", "RunSettings", "build_strategy"]
+__all__ = [
+    "AUTOCAST",
+    "COMPILE_MODES",
+    "OPTIMIZERS",
+    "STRATEGIES",
+    "VALIDATION_FRACTION",
+    "RunSettings",
+    "build_strategy",
+]
 
 # The schedule of "sgd_dagger" is that of full training, see `RunSettings.count_schedule_steps`.
 STRATEGIES: dict[str, type[Any]] = {
@@ -50,6 +58,10 @@ STRATEGIES: dict[str, type[Any]] = {
 }
 
 OPTIMIZERS = ("sgd", "adamw")
+
+AUTOCAST = ("bfloat16",)  # float16 would need its losses scaled
+
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")  # of torch.compile
 
 VALIDATION_FRACTION = 0.1  # of the train images; glister looks at these and trains on the others
 
@@ -81,6 +93,10 @@ class RunSettings:
         threads: Threads that torch computes with.
         strategy_options: Fields of the strategy that are not at their default.
         num_steps: N, in place of the budget's share: a run for equal time.
+        autocast: Dtype of `torch.autocast` for the passes of training, selection and tests, one of
+            `AUTOCAST`; the quadratic model stays in float32. None: float32 throughout.
+        compile: Mode of `torch.compile` for the pass of training, one of `COMPILE_MODES`;
+            `"reduce-overhead"` takes CUDA graphs on a GPU. None: not compiled.
 
     Raises:
         ValueError: If a name is unknown or a value out of its range.
@@ -103,6 +119,8 @@ class RunSettings:
     strategy_options: Mapping[str, Any] = field(default_factory=dict)
     num_steps: int | None = None
     optimizer: str = "sgd"
+    autocast: str | None = None
+    compile: str | None = None
 
     def __post_init__(self) -> None:
         check_choice("data", self.data, DATASETS)
@@ -110,6 +128,10 @@ class RunSettings:
             "network", self.network, TEXT_NETWORKS if self.data in TEXT_DATASETS else [*NETWORKS]
         )
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        if self.autocast is not None:
+            check_choice("autocast", self.autocast, AUTOCAST)
+        if self.compile is not None:
+            check_choice("compile", self.compile, COMPILE_MODES)
         check_choice("strategy", self.strategy, STRATEGIES)
         rules = [
             ("seed", self.seed >= 0, ">= 0"),
@@ -155,6 +177,11 @@ class RunSettings:
         if self.strategy == "sgd_dagger":
             return self.epochs * steps_per_epoch
         return self.count_steps(steps_per_epoch)
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """Dtype of `torch.autocast`, None for none."""
+        return None if self.autocast is None else getattr(torch, self.autocast)
 
     def make_strategy(
         self, *, validation_loader: DataLoader[Any] | None = None, num_steps: int | None = None

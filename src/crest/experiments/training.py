@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, cast
 
 import numpy as np
@@ -27,6 +28,7 @@ from crest.experiments.settings import VALIDATION_FRACTION, RunSettings
 
 __all__ = ["count_steps", "train"]
 
+_STEPS_TO_COMPILE = 3  # with CUDA graphs: one to warm up, one to record, one to see
 _EVALUATION_BATCH = 250  # test examples in one forward pass; more do not fit a cache
 
 
@@ -41,8 +43,8 @@ def train(
     """Train once and measure. Seeds torch's global generator and sets its threads.
 
     Measuring costs no time, as clocks stand still meanwhile, and changes nothing else: runs with
-    and without diagnostics end with the same parameters. One step on a copy of the model comes
-    before the clock starts, so that what is compiled or allocated once counts for no run.
+    and without diagnostics end with the same parameters. A rehearsal comes before the clock
+    starts, so that what is compiled or allocated once counts for no run.
 
     Args:
         settings: What to train and how.
@@ -73,7 +75,8 @@ def train(
     model = data.build_network(settings.network).to(device)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     views = data.make_views(device, augment=settings.augment)
-    _rehearse(settings, data, views, model)
+    forward = _make_forward(settings, model)
+    _rehearse(settings, data, views, model, forward)
 
     num_steps = count_steps(settings, data)
     schedule_steps = settings.count_schedule_steps(_steps_per_epoch(settings, data))
@@ -95,7 +98,7 @@ def train(
     clock = _Clock(device, seconds)
     while step < num_steps:
         for inputs, targets, weights in loader:
-            outputs = model(inputs)
+            outputs = forward(inputs)
             losses = criterion(outputs, targets.to(device))
             loader.observe(losses, outputs)
             loss = crest.weighted_mean(losses, weights)
@@ -112,7 +115,8 @@ def train(
                 seconds = clock.stop()
                 _check_finite(loss, step)
                 if step in evaluate_at:
-                    accuracy = float(_correct(model, views.test_batches(_EVALUATION_BATCH)).mean())
+                    correct = _correct(settings, model, views.test_batches(_EVALUATION_BATCH))
+                    accuracy = float(correct.mean())
                     curve.append({"step": step, "seconds": seconds, "accuracy": accuracy})
                 diagnosis.measure(step)
                 if step == num_steps:
@@ -204,6 +208,7 @@ def _make_loader(
         ),
         budget=settings.budget,
         seed=settings.seed,
+        observer_dtype=settings.autocast_dtype,
     )
     return loader, generator
 
@@ -227,7 +232,7 @@ def _make_diagnosis(
 ) -> Diagnosis:
     def look() -> Tensor:
         _, trained = _split(settings, len(views))
-        return _correct(model, views.plain_batches(trained, _EVALUATION_BATCH)).bool()
+        return _correct(settings, model, views.plain_batches(trained, _EVALUATION_BATCH)).bool()
 
     subset_size = getattr(settings.make_strategy(), "subset_size", None)
     return Diagnosis(names, loader, look, num_steps, settings.evaluations, subset_size)
@@ -246,19 +251,48 @@ def _make_optimizer(settings: RunSettings, model: nn.Module) -> torch.optim.Opti
     )
 
 
-def _rehearse(settings: RunSettings, data: LabelledData, views: Views, model: nn.Module) -> None:
-    """Take one step on a copy, leaving model and random states as they are."""
+def _make_forward(settings: RunSettings, model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The model as training calls it, with outputs in float32."""
+    called: Callable[[Tensor], Tensor] = model
+    if settings.compile is not None:
+        called = torch.compile(model, mode=settings.compile)
+
+    def forward(inputs: Tensor) -> Tensor:
+        with _autocast(settings):
+            return called(inputs).float()
+
+    return forward
+
+
+def _autocast(settings: RunSettings) -> torch.autocast:
+    dtype = settings.autocast_dtype
+    device = torch.device(settings.device).type
+    return torch.autocast(device, dtype=dtype, enabled=dtype is not None)
+
+
+def _rehearse(
+    settings: RunSettings,
+    data: LabelledData,
+    views: Views,
+    model: nn.Module,
+    forward: Callable[[Tensor], Tensor],
+) -> None:
+    """Take a step or some, then set model and random states back to what they were."""
     device = torch.device(settings.device)
+    before = copy.deepcopy(model.state_dict())
+    steps = 1 if settings.compile is None else _STEPS_TO_COMPILE
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        actor = copy.deepcopy(model)
-        optimizer = _make_optimizer(settings, actor)
-        for inputs, targets, weights in _make_loader(settings, data, views, actor)[0]:
+        optimizer = _make_optimizer(settings, model)
+        for inputs, targets, weights in islice(
+            _make_loader(settings, data, views, model)[0], steps
+        ):
             losses = nn.functional.cross_entropy(
-                actor(inputs), targets.to(device), reduction="none"
+                forward(inputs), targets.to(device), reduction="none"
             )
             crest.weighted_mean(losses, weights).backward()
             optimizer.step()
-            break
+            optimizer.zero_grad()
+    model.load_state_dict(before)
 
 
 def _check_finite(loss: Tensor, step: int) -> None:
@@ -268,10 +302,12 @@ def _check_finite(loss: Tensor, step: int) -> None:
         )
 
 
-def _correct(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+def _correct(
+    settings: RunSettings, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
+) -> Tensor:
     """Tell which examples the model has right, in eval mode: 1.0 or 0.0 for each."""
     model.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), _autocast(settings):
         correct = [model(inputs).argmax(1) == labels for inputs, labels in batches]
     model.train()
     return torch.cat(correct).double()

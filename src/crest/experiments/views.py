@@ -122,13 +122,14 @@ def shift_and_flip(images: Tensor, padding: int, *, flip: bool) -> Tensor:
         The same shape.
     """
     k, channels, size, _ = images.shape
-    offsets = torch.randint(2 * padding + 1, (2, k, 1))
-    rows, columns = offsets + torch.arange(size)  # (k, size) each, in the padded image
+    # Only the few numbers drawn travel to the device, and it waits for nothing.
+    offsets = torch.randint(2 * padding + 1, (2, k, 1)).to(images.device)
+    rows, columns = offsets + torch.arange(size, device=images.device)  # (k, size) each, padded
     if flip:
-        mirrored = torch.rand(k, 1) < 0.5
+        mirrored = (torch.rand(k, 1) < 0.5).to(images.device)
         columns = torch.where(mirrored, columns.flip(1), columns)
     padded_size = size + 2 * padding
     places = (rows[:, :, None] * padded_size + columns[:, None, :]).flatten(1)  # (k, size * size)
     padded = functional.pad(images, (padding,) * 4).flatten(2)
-    places = places.to(images.device)[:, None, :].expand(-1, channels, -1)
+    places = places[:, None, :].expand(-1, channels, -1)
     return padded.gather(2, places).view(k, channels, size, size)

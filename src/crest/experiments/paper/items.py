@@ -31,7 +31,7 @@ class Variant:
     batch_multiplier: int = 1
 
     def settings(
-        self, task: PaperTask, num_train: int, seed: int, device: str, threads: int
+        self, task: PaperTask, num_train: int, seed: int, machine: Mapping[str, Any]
     ) -> RunSettings:
         """Make the settings of one run.
 
@@ -39,8 +39,7 @@ class Variant:
             task: Gives data, network and hyper-parameters.
             num_train: n, which r is a share of.
             seed: Of the run.
-            device: Where to train.
-            threads: Of the CPU.
+            machine: Fields of `RunSettings` that say where and how to compute.
 
         Returns:
             The settings.
@@ -66,9 +65,8 @@ class Variant:
             weight_decay=task.weight_decay,
             optimizer=task.optimizer,
             evaluations=task.evaluations,
-            device=device,
-            threads=threads,
             strategy_options={**options, **self.options},
+            **machine,
         )
 
 

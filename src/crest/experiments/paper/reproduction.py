@@ -6,9 +6,10 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from crest.experiments.checkpoint import Checkpoint, Paused
@@ -56,8 +57,7 @@ def reproduce(
     progress: Progress,
     seeds: Sequence[int] = (0,),
     tasks: Sequence[str] | None = None,
-    device: str = "cpu",
-    threads: int = 1,
+    machine: Mapping[str, Any] = MappingProxyType({"threads": 1}),
     shard: tuple[int, int] = (1, 1),
     minutes: float = math.inf,
 ) -> Outcome:
@@ -74,8 +74,8 @@ def reproduce(
         progress: Is told how far it is.
         seeds: One run of each variant for each.
         tasks: Some of those of the item; None for all.
-        device: Where to train.
-        threads: Of the CPU.
+        machine: Fields of `RunSettings` that say where and how to compute: `device`, `threads`,
+            `autocast` and `compile`.
         shard: (I, K) trains every K-th run, from the I-th on, for K processes side by side.
         minutes: Stops after these, in the middle of a run if need be.
 
@@ -101,7 +101,7 @@ def reproduce(
     data = {task: load_task(of, data_dir) for task, of in chosen.items()}
     deadline = time.monotonic() + 60 * minutes
     plan = [
-        (task, variant.label, variant.settings(of, data[task].num_train, seed, device, threads))
+        (task, variant.label, variant.settings(of, data[task].num_train, seed, machine))
         for seed in dict.fromkeys(seeds)
         for task, of in chosen.items()
         for variant in item.variants
