@@ -1,5 +1,6 @@
 """Data sets are read from the layouts people have, and bad files are named."""
 
+import dataclasses
 import gzip
 import lzma
 import os
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from crest.experiments.datasets import load_dataset
+from crest.experiments.paper.tasks import SCALES, load_task
 
 IDX_PARTS = {"train": ("train", 6), "test": ("t10k", 4)}
 
@@ -354,3 +356,24 @@ def test_fewer_images_are_spread_over_the_data_set(tmp_path):
     few = load_dataset("tinyimagenet", tmp_path).every(2, 100)
     assert few.train_labels.tolist() == [0, 1]
     assert len(few.test_labels) == 4
+
+
+def test_halved_images_average_each_two_by_two_pixels(tmp_path):
+    write_cifar(tmp_path)
+    whole = load_dataset("cifar10", tmp_path)
+    half = load_task(SCALES["small"]["cifar10"], tmp_path)
+    assert (half.image_size, half.num_train) == (16, whole.num_train)
+    for small, large in (
+        (half.train_images, whole.train_images),
+        (half.test_images, whole.test_images),
+    ):
+        blocks = large.double().unflatten(3, (16, 2)).unflatten(2, (16, 2)).mean((3, 5))
+        assert small.dtype == torch.uint8
+        assert (small.double() - blocks).abs().max() <= 0.5
+    pixel = dataclasses.replace(
+        whole,
+        train_images=whole.train_images[..., :1, :1],
+        test_images=whole.test_images[..., :1, :1],
+    )
+    with pytest.raises(ValueError, match="two pixels or more on a side"):
+        pixel.halve()

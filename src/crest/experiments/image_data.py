@@ -9,6 +9,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from crest.experiments.networks import build_network
 from crest.experiments.views import ImageViews
@@ -131,6 +132,23 @@ class ImageData:
             test_images=self.test_images[test],
             test_labels=self.test_labels[test],
         )
+
+    def halve(self) -> ImageData:
+        """Average each two by two pixels; of an odd size the last row and column are left out.
+
+        Returns:
+            The data set at half the resolution.
+
+        Raises:
+            ValueError: If images are of one pixel.
+        """
+        if self.image_size < 2:
+            raise ValueError("images must have two pixels or more on a side to be halved; got 1.")
+        train, test = (
+            functional.avg_pool2d(images.float(), 2).round().to(torch.uint8)
+            for images in (self.train_images, self.test_images)
+        )
+        return dataclasses.replace(self, train_images=train, test_images=test)
 
 
 def digits_of(*tensors: Tensor) -> str:
