@@ -186,7 +186,7 @@ def test_ctrl_c_keeps_finished_runs(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(comparison, "train", interrupted)
     assert main(["compare", "digits", *QUICK, "--out", str(tmp_path)]) == 130
-    assert "interrupted. Finished runs are kept in" in capsys.readouterr().err
+    assert "interrupted. Runs are kept in" in capsys.readouterr().err
     assert len(json.loads((tmp_path / "results.json").read_text())) == 1
 
 

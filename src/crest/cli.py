@@ -66,7 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out = chosen.out
         chosen.command(chosen)
     except KeyboardInterrupt:
-        kept = "" if out is None else f" Finished runs are kept in {out};"
+        kept = (
+            ""
+            if out is None
+            else f" Runs are kept in {out}, the one under way as of its last save;"
+        )
         again = " give the same command again to go on." if kept else ""
         print(f"crest: interrupted.{kept}{again}", file=sys.stderr)
         return _INTERRUPTED

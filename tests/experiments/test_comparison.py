@@ -66,6 +66,28 @@ def test_an_interrupted_comparison_goes_on(data, tmp_path, monkeypatch):
     assert log.begun == [("full", 0), ("crest", 1), ("random", 1), ("full", 1)]
 
 
+def test_a_run_that_was_under_way_goes_on_from_its_last_save(data, tmp_path, monkeypatch):
+    class EveryStep(comparison.Checkpoint):
+        is_due = True
+
+    class Interrupted(Log):
+        def advance(self, step):
+            super().advance(step)
+            if self.steps == 8:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(comparison, "Checkpoint", EveryStep)
+    plan, results = make_plan(["crest_paper"], [0]), Results(tmp_path / "results.json")
+    with pytest.raises(KeyboardInterrupt):
+        compare(plan, data, results, Interrupted())
+    log = Log()
+    (record,) = compare(plan, data, results, log)
+    assert log.steps == 11 - 7  # the eighth step was not saved
+    assert not list((tmp_path / "under-way").iterdir())
+    (whole,) = compare(plan, data, Results(tmp_path / "other.json"), Log())
+    assert (record["accuracy"], record["updates"]) == (whole["accuracy"], whole["updates"])
+
+
 @pytest.mark.parametrize(
     "change", [{"lr": 0.06}, {"budget": 0.4}, {"epochs": 4}, {"options": {"subset_size": 9}}]
 )

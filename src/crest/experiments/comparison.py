@@ -1,18 +1,22 @@
-"""Several runs on one data set, each finished one kept at once."""
+"""Several runs on one data set: finished ones are kept, the one under way goes on if stopped."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+from crest.experiments.checkpoint import Checkpoint, Paused
 from crest.experiments.diagnosis import check_diagnostics
 from crest.experiments.protocol import LabelledData
 from crest.experiments.results import Results
 from crest.experiments.settings import RunSettings
 from crest.experiments.training import count_steps, train
 
-__all__ = ["Progress", "compare", "lacks", "to_measure"]
+__all__ = ["Progress", "compare", "lacks", "train_and_keep"]
 
 _MATCHED = {"crest", "crest_paper"}
 
@@ -98,15 +102,53 @@ def _run_all(
     )
     for settings, key in zip(plan, looked_up, strict=True):
         record = results.find(key)
-        again = lacks(record, diagnostics)
-        if record is None or again:
-            progress.begin(settings, count_steps(settings, data))
-            wanted = to_measure(record, diagnostics)
-            record = results.add(
-                train(settings, data, on_step=progress.advance, diagnostics=wanted)
-            )
-        progress.finish(record, kept=not again)
+        kept = not lacks(record, diagnostics)
+        if record is None or not kept:
+            record = train_and_keep(settings, data, results, progress, diagnostics)
+        progress.finish(record, kept=kept)
     return looked_up
+
+
+def train_and_keep(
+    settings: RunSettings,
+    data: LabelledData,
+    results: Results,
+    progress: Progress,
+    diagnostics: Sequence[str],
+    *,
+    deadline: float = math.inf,
+) -> dict[str, Any]:
+    """Train a run, from where it was stopped if it was, and keep its record.
+
+    While the run is under way, its state is saved every two minutes beside the results.
+
+    Args:
+        settings: Of the run.
+        data: Train and test examples.
+        results: Takes the record.
+        progress: Hears the steps.
+        diagnostics: What else to measure, beside what an older record of the run has.
+        deadline: When to save and pause, in the seconds of `time.monotonic`.
+
+    Returns:
+        The record.
+
+    Raises:
+        Paused: If the deadline is past.
+    """
+    key = settings.to_record(data.fingerprint)
+    wanted = _to_measure(results.find(key), diagnostics)
+    digest = hashlib.sha256(json.dumps([key, wanted], sort_keys=True).encode()).hexdigest()
+    file = results.path.parent / "under-way" / f"{digest[:16]}.pt"
+    checkpoint = Checkpoint(file, deadline=deadline)
+    if checkpoint.time_is_up:
+        raise Paused
+    progress.begin(settings, count_steps(settings, data))
+    record = results.add(
+        train(settings, data, on_step=progress.advance, diagnostics=wanted, checkpoint=checkpoint)
+    )
+    checkpoint.remove()
+    return record
 
 
 def lacks(record: dict[str, Any] | None, diagnostics: Sequence[str]) -> bool:
@@ -114,7 +156,7 @@ def lacks(record: dict[str, Any] | None, diagnostics: Sequence[str]) -> bool:
     return record is None or not set(diagnostics) <= set(_measured(record))
 
 
-def to_measure(record: dict[str, Any] | None, diagnostics: Sequence[str]) -> list[str]:
+def _to_measure(record: dict[str, Any] | None, diagnostics: Sequence[str]) -> list[str]:
     """Name what a run must measure: what is asked for, and what its older record has."""
     return list(dict.fromkeys([*diagnostics, *_measured(record)]))
 

@@ -6,7 +6,8 @@ import multiprocessing
 
 import pytest
 
-from crest.experiments.paper import reproduce, reproduction
+from crest.experiments import comparison
+from crest.experiments.paper import reproduce
 from crest.experiments.results import Results
 from crest.report.progress import LineProgress
 
@@ -35,7 +36,7 @@ def test_runs_are_kept_and_shared_by_items(tmp_path):
 def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
     whole, _ = call(tmp_path / "whole")
 
-    class Impatient(reproduction.Checkpoint):
+    class Impatient(comparison.Checkpoint):
         """Time is up after a hundred steps of a run."""
 
         asked = 0
@@ -46,7 +47,7 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
             return self.asked > 100
 
     with monkeypatch.context() as patched:
-        patched.setattr(reproduction, "Checkpoint", Impatient)
+        patched.setattr(comparison, "Checkpoint", Impatient)
         stopped, _ = call(tmp_path / "pieces")
         assert stopped.left == 4
         assert len(list((tmp_path / "pieces" / "under-way").iterdir())) == 1

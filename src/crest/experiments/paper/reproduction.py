@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -12,14 +10,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from crest.experiments.checkpoint import Checkpoint, Paused
+from crest.experiments.checkpoint import Paused
 from crest.experiments.choices import check_choice
-from crest.experiments.comparison import Progress, lacks, to_measure
+from crest.experiments.comparison import Progress, lacks, train_and_keep
 from crest.experiments.paper.items import ITEMS, Item
 from crest.experiments.paper.tasks import SCALES, PaperTask, load_task
 from crest.experiments.protocol import LabelledData
 from crest.experiments.results import Results
-from crest.experiments.training import count_steps, train
+from crest.experiments.training import count_steps
 
 __all__ = ["Outcome", "reproduce"]
 
@@ -111,30 +109,24 @@ def reproduce(
         # Of the whole plan, so that a process that starts later takes the same share.
         share = list(zip(plan, keys, strict=True))[index - 1 :: count]
         mine = [
-            (task, settings, key)
+            (task, settings)
             for (task, _, settings), key in share
             if lacks(results[task].find(key), item.diagnostics)
         ]
-        progress.plan(count_steps(settings, data[task]) for task, settings, _ in mine)
-        for task, settings, key in mine:
-            wanted = to_measure(results[task].find(key), item.diagnostics)
-            digest = hashlib.sha256(json.dumps([key, wanted], sort_keys=True).encode()).hexdigest()
-            checkpoint = Checkpoint(out / "under-way" / f"{digest[:16]}.pt", deadline=deadline)
-            if checkpoint.time_is_up:
-                break
-            progress.begin(settings, count_steps(settings, data[task]))
+        progress.plan(count_steps(settings, data[task]) for task, settings in mine)
+        for task, settings in mine:
             try:
-                record = train(
+                record = train_and_keep(
                     settings,
                     data[task],
-                    on_step=progress.advance,
-                    diagnostics=wanted,
-                    checkpoint=checkpoint,
+                    results[task],
+                    progress,
+                    item.diagnostics,
+                    deadline=deadline,
                 )
             except Paused:
                 break
-            progress.finish(results[task].add(record), kept=False)
-            checkpoint.remove()
+            progress.finish(record, kept=False)
     records: dict[tuple[str, str], list[dict[str, Any]]] = {}
     left = 0
     for task, found in results.items():
