@@ -215,7 +215,8 @@ class ObservedExamples:
             The batch, where the dataset put it.
         """
         views = self._views()
-        return self._reader.collate([views[index] for index in indices.tolist()], seed)
+        with self._history.timed_on_host("data"):
+            return self._reader.collate([views[index] for index in indices.tolist()], seed)
 
     def draw_seeds(self, count: int) -> list[int]:
         """Draw seeds for `count` requests.

@@ -130,20 +130,27 @@ class History:
             self._running.pop()
 
     @contextmanager
-    def timed_training(self) -> Iterator[None]:
-        """Book what the user does with a batch, without waiting for the device.
+    def timed_on_host(self, component: str) -> Iterator[None]:
+        """Book the seconds spent inside under `component`, without waiting for the device.
+
+        For what happens at every step; no other clock may run within or around it.
+
+        Args:
+            component: One of `COMPONENTS`.
 
         Yields:
             Nothing.
         """
         since = time.perf_counter()
-        yield
-        self.seconds["train"] += time.perf_counter() - since
+        try:
+            yield
+        finally:
+            self.seconds[component] += time.perf_counter() - since
 
     def await_training(self) -> None:
         """Wait until the device has finished the steps in its queue, and book it as training."""
         if self._device.type == "cuda":
-            with self.timed_training():
+            with self.timed_on_host("train"):
                 torch.cuda.synchronize(self._device)
 
     def add_record(self, record: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -154,7 +154,7 @@ class CoresetLoader:
         batch_size: int | None = None,
         accumulation_steps: int = 1,
         seed: int = 0,
-        labels: Tensor | None = None,
+        labels: Tensor | Sequence[int] | None = None,
         head: nn.Module | str | None = None,
         selection_dataset: Any = None,
         observer_transform: Callable[[Any], Any] | None = None,
@@ -165,6 +165,7 @@ class CoresetLoader:
         attach: Callable[[Any, Tensor, Tensor], Any] | None = None,
     ) -> None:
         strategy = Crest() if strategy is None else strategy
+        labels = None if labels is None else torch.as_tensor(labels)
         self._dataset_length = _check_arguments(
             train_loader, strategy, budget, accumulation_steps, labels
         )
@@ -311,7 +312,7 @@ class CoresetLoader:
         while self._position < self._length:
             batch = self._next_batch()
             self._position += 1
-            with self.history.timed_training():
+            with self.history.timed_on_host("train"):
                 yield batch
         self._in_epoch = False
 
@@ -495,10 +496,10 @@ class CoresetLoader:
         if self._cursor == len(self._region.batches):
             self._plan()
         planned, seed = self._region.batches[self._cursor], self._seeds[self._cursor]
-        with self.history.timed("data"):
-            if self._region.held and self._trains_on_held:
-                batch = self._examples.held_batch(planned.indices, seed)
-            else:
+        if self._region.held and self._trains_on_held:
+            batch = self._examples.held_batch(planned.indices, seed)
+        else:
+            with self.history.timed_on_host("data"):
                 batch = self._next_in_stream()
         self._cursor += 1
         self._total += 1
@@ -652,17 +653,22 @@ def _check_arguments(
 
 def _errors(losses: Tensor, outputs: Tensor | None) -> Tensor:
     """Differentiate each loss by its outputs, and leave the graph for `backward()`."""
-    errors = None
-    if outputs is not None and losses.requires_grad and outputs.requires_grad:
-        with suppress(RuntimeError):  # the graph is gone
-            (errors,) = torch.autograd.grad(
-                losses.sum(), [outputs], retain_graph=True, allow_unused=True
-            )
-    if outputs is None or errors is None or len(outputs) != len(losses):
+    errors, given = None, "none" if outputs is None else type(outputs).__name__
+    if isinstance(outputs, Tensor):
+        given = str(tuple(outputs.shape))
+        if losses.requires_grad and outputs.requires_grad and len(outputs) == len(losses):
+            try:
+                (errors,) = torch.autograd.grad(
+                    losses.sum(), [outputs], retain_graph=True, allow_unused=True
+                )
+            except RuntimeError as error:
+                if "second time" not in str(error):  # else the graph is gone
+                    raise
+    if errors is None:
         raise ValueError(
-            "RememberedGradients needs the outputs that the losses were computed from, one row per "
-            f"example; got {'none' if outputs is None else tuple(outputs.shape)}. Write "
-            "loader.observe(losses, outputs) before backward()."
+            "RememberedGradients needs the outputs that the losses were computed from, a tensor "
+            f"with one row per example; got {given}. Write loader.observe(losses, outputs) before "
+            "backward()."
         )
     return errors
 

@@ -2,6 +2,7 @@
 
 import math
 import random
+import time
 
 import numpy as np
 import pytest
@@ -306,6 +307,29 @@ def test_a_random_step_costs_one_and_costs_add_up():
     assert greedy.history.break_even == pytest.approx(1 + 64 / 48)
     assert sum(greedy.history.seconds.values()) > 0
     assert greedy.history.updates == greedy.history.steps
+
+
+def test_no_step_waits_for_the_device_and_its_work_is_booked_as_training(monkeypatch):
+    """A clock that only kernels move: each step queues one second of them."""
+    now, queued, waits = [0.0], [0.0], []
+
+    def synchronize(device=None):
+        waits.append(queued[0])
+        now[0] += queued[0]
+        queued[0] = 0.0
+
+    loader = make_loader(crest.RememberedGradients(), budget=1)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    loader.history._device = torch.device("cuda")
+    for inputs, targets, _ in loader:
+        outputs = loader._model(inputs)
+        loader.observe(CRITERION(outputs, targets), outputs)
+        queued[0] += 1
+    loader.history.await_training()
+    steps = len(loader)
+    assert loader.history.seconds["train"] == steps
+    assert [wait for wait in waits if wait] == [steps]  # the pass is one region
 
 
 def test_the_global_epoch_reaches_the_users_sampler():

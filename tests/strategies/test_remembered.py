@@ -1,17 +1,19 @@
 """Mini-batches from gradients that training has shown before."""
 
+import itertools
 import math
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import crest
 from baselines import M, N, assert_resumes, make_task, make_trained_model, observing
 from crest import RememberedGradients
 from crest.strategies.last_seen import LastSeen
 from reference import greedy
-from toys import CRITERION, make_loader, make_model, make_tensors, train
+from toys import CRITERION, make_loader, make_model, make_tensors
 
 
 def make_errors():
@@ -122,10 +124,11 @@ def test_selection_costs_no_pass():
     assert loader.history.seconds["select"] > 0
 
 
-def test_passes_are_whole_until_every_example_was_observed():
+def test_batches_are_random_until_every_example_was_observed():
     model = make_model()
     loader = make_loader(RememberedGradients(), model=model, budget=1)
-    observing(loader, model, epochs=40, observe_every=2)
+    with pytest.warns(UserWarning, match=r"not heard of \d+ of 400 examples after more"):
+        observing(loader, model, epochs=40, observe_every=2)
     selected = [record["selected"] for record in loader.history.records]
     assert selected[0] is False
     assert True in selected
@@ -134,12 +137,62 @@ def test_passes_are_whole_until_every_example_was_observed():
     assert not any(selected[:first])
 
 
-def test_a_loop_that_observes_nothing_is_told_after_the_first_pass():
-    model = make_model()
-    loader = make_loader(RememberedGradients(), model=model, budget=1)
-    train(loader, model)
+@pytest.mark.parametrize(("batch_size", "steps"), [(M, N // M), (2, 64)])
+def test_a_loop_that_observes_nothing_is_told_after_a_pass_or_some_steps(batch_size, steps):
+    loader = make_loader(RememberedGradients(), budget=1, batch_size=batch_size)
+    batches = itertools.chain(loader, loader)
+    for _ in range(steps):
+        next(batches)
     with pytest.raises(ValueError, match=r"nothing was observed so far\. Call loader\.observe"):
-        next(iter(loader))
+        next(batches)
+
+
+def test_a_long_first_pass_is_planned_in_pieces_and_holds_every_example_once():
+    model = make_model()
+    loader = make_loader(RememberedGradients(), model=model, budget=1, batch_size=2)
+    observing(loader, model, epochs=1)
+    records = loader.history.records
+    assert [record["length"] for record in records] == [64, 64, 64, 8]
+    assert not any(record["selected"] for record in records)
+    observing(loader, model, epochs=1)
+    assert loader.history.records[4]["selected"]
+
+
+def test_losses_may_come_from_one_output_for_each_example():
+    inputs, targets = make_tensors()
+    model = nn.Sequential(nn.Linear(inputs.shape[1], 1), nn.Flatten(0))
+    criterion = nn.BCEWithLogitsLoss(reduction="none")
+    data = TensorDataset(inputs, (targets > 0).float())
+    loader = crest.CoresetLoader(
+        DataLoader(data, M, shuffle=True),
+        model,
+        loss_fn=criterion,
+        strategy=RememberedGradients(),
+        budget=1,
+    )
+    for _ in range(2):
+        for batch, labels, _ in loader:
+            outputs = model(batch)
+            loader.observe(criterion(outputs, labels), outputs)
+    assert loader.history.records[-1]["selected"]
+
+
+def test_an_error_of_the_backward_pass_is_not_taken_for_a_lost_graph():
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, losses):
+            return losses.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            raise torch.OutOfMemoryError("out of memory")
+
+    model = make_model()
+    loader = make_loader(RememberedGradients(), model=model)
+    inputs, targets, _ = next(iter(loader))
+    outputs = model(inputs)
+    with pytest.raises(torch.OutOfMemoryError):
+        loader.observe(Broken.apply(CRITERION(outputs, targets)), outputs)
 
 
 def test_accumulated_batches_come_in_whole_groups():

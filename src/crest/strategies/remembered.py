@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,9 @@ from crest.strategies.last_seen import LastSeen
 from crest.strategies.protocol import Examples, MiniBatch, Planner, Region, Task
 
 __all__ = ["RememberedGradients"]
+
+_RANDOM_STEPS = 64  # planned at once: a loop that observes nothing hears of it soon
+_PATIENCE = 1.5  # passes until examples that were not observed are missed
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,9 @@ class RememberedGradients:
     are trained on more often than others, and the mean gradient of a mini-batch is not an unbiased
     estimate of that of all examples.
 
-    The first pass is whole and in random order, as are passes while an example has no gradient yet:
-    a run of one pass is as with `Random`. Records of the history tell what was `selected`. The
-    gradients of all n examples stay in memory, and in checkpoints.
+    The first pass is whole and in random order, and mini-batches are random while an example has no
+    gradient yet: a run of one pass is as with `Random`. Records of the history tell what was
+    `selected`. The gradients of all n examples stay in memory, and in checkpoints.
 
     Args:
         num_candidates: r, in [m, n]. None: four mini-batches, or n if that is less.
@@ -73,31 +77,44 @@ class _RememberingPlanner:
         self._num_candidates = num_candidates
         self._deck = Deck(task.num_examples, task.generator)
         self._gradients = LastSeen(task.num_examples, "outputs' gradients")
+        self._drawn = 0  # examples of random mini-batches
+        self._has_warned = False
 
     def remember(self, indices: Tensor, errors: Tensor) -> None:
-        self._gradients.tell(indices, errors.flatten(1))
+        self._gradients.tell(indices, errors.reshape(len(errors), -1))
 
     def next_region(self, examples: Examples, step: int) -> Region:
         self._gradients.take_in()
-        known = self._gradients.known
-        if step > 0 and not known.any():
+        unknown = int((~self._gradients.known).sum())
+        n = self._task.num_examples
+        if self._drawn and unknown == n:
             raise ValueError(
                 "RememberedGradients needs what training computes; nothing was observed so far. "
                 "Call loader.observe(losses, outputs) after each forward pass."
             )
-        selects = bool(known.all())
+        if unknown and self._drawn >= _PATIENCE * n and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"RememberedGradients has not heard of {unknown} of {n} examples after more than a "
+                "pass, and trains on random mini-batches until then. Call loader.observe(losses, "
+                "outputs) after each forward pass.",
+                stacklevel=2,
+            )
         with examples.timed("select"):
-            picks = self._picks() if selects else self._whole_pass()
+            picks = self._random_batches() if unknown else self._picks()
         return Region(
             [MiniBatch.unweighted(pick) for pick in picks],
-            record={"updated": selects, "selected": selects},
+            record={"updated": not unknown, "selected": not unknown},
         )
 
-    def _whole_pass(self) -> list[Tensor]:
-        """Draw random mini-batches until every example came once; whole groups of accumulation."""
+    def _random_batches(self) -> list[Tensor]:
+        """Draw the mini-batches of a pass that come next, some of them: then look again."""
         task = self._task
-        steps = math.ceil(task.num_examples / (task.batch_size * task.batches_per_step))
-        return [self._deck.draw(task.batch_size) for _ in range(steps * task.batches_per_step)]
+        left = task.num_examples - self._drawn % task.num_examples
+        steps = min(math.ceil(left / (task.batch_size * task.batches_per_step)), _RANDOM_STEPS)
+        count = steps * task.batches_per_step
+        self._drawn += count * task.batch_size
+        return [self._deck.draw(task.batch_size) for _ in range(count)]
 
     def _picks(self) -> list[Tensor]:
         """Cut a pass into random groups of candidates, and pick a mini-batch from each."""
@@ -120,8 +137,10 @@ class _RememberingPlanner:
         return {
             "deck": self._deck.state_dict(),
             "gradients": self._gradients.values.clone(),
+            "drawn": self._drawn,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._deck.load_state_dict(state["deck"])
         self._gradients.replace(state["gradients"])
+        self._drawn = state["drawn"]
