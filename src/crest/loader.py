@@ -8,7 +8,6 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -24,7 +23,7 @@ from torch.utils.data import (
 from crest.examples import ObservedExamples
 from crest.history import History
 from crest.observer import Observer, preserved_random_state
-from crest.reader import Reader, Request, place
+from crest.reader import Reader, Request, place, preserved_order
 from crest.strategies import Crest, Full, Strategy
 from crest.strategies.protocol import (
     Excludes,
@@ -383,7 +382,7 @@ class CoresetLoader:
         branch.load_state_dict({**copy.deepcopy(state), "settings": branch._settings})
         branch._examples.share_views(self._examples)
         found = []
-        with preserved_random_state(self.observer.device), _preserved_order(self._train_loader):
+        with preserved_random_state(self.observer.device), preserved_order(self._train_loader):
             for _ in range(count):
                 branch._untrained = 0  # that nothing is trained is no lag here
                 planned, batch = branch._fetch()
@@ -588,19 +587,6 @@ def _user_order(loader: DataLoader[Any]) -> list[Tensor]:
     # iter(loader) draws a seed for its workers before the sampler draws its own.
     torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
     return [torch.tensor(indices) for indices in cast(Any, loader.batch_sampler)]
-
-
-@contextmanager
-def _preserved_order(loader: DataLoader[Any]) -> Iterator[None]:
-    """Give back the states of the generators that `_user_order` draws from."""
-    found = [loader.generator, getattr(loader.sampler, "generator", None)]
-    generators = [generator for generator in found if generator is not None]
-    states = [generator.get_state() for generator in generators]
-    try:
-        yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
 
 
 def _check_arguments(

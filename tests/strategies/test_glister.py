@@ -91,13 +91,16 @@ def test_the_loss_on_unseen_data_falls_more_than_by_random_subsets(model):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_validation_data_leaves_the_random_states_alone_and_may_be_shuffled(num_workers):
-    held_out = held_out_loader(shuffle=True, num_workers=num_workers)
+    own = torch.Generator()
+    before = own.get_state()
+    held_out = held_out_loader(shuffle=True, num_workers=num_workers, generator=own)
     loader = make_loader(Glister(held_out), attach=lambda batch, _, indices: (*batch, indices))
     torch.manual_seed(3)
     states = torch.get_rng_state(), random.getstate()
     found = [indices for _, _, indices in loader]
     assert torch.equal(states[0], torch.get_rng_state())
     assert states[1] == random.getstate()
+    assert torch.equal(own.get_state(), before)
     expected = subset_of(Glister(held_out_loader()), make_model())
     assert set(torch.cat(found).tolist()) == expected.keys()
 

@@ -1,5 +1,7 @@
 """Soft loss pruning: fewer examples in a pass, the gradient of all of them in expectation."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -188,6 +190,16 @@ def test_an_incomplete_last_batch_is_left_out_where_the_loader_does_so():
                 loader.observe(CRITERION(model(inputs), targets))
                 sizes.append(len(inputs))
         assert (set(sizes) == {M}) is drop_last
+
+
+def test_accumulated_batches_come_in_whole_groups():
+    planner = LossPruning().start(dataclasses.replace(make_task(), batches_per_step=4))
+    lengths = []
+    for step in range(3):
+        lengths.append(len(planner.next_region(None, step).batches))
+        planner.observe(torch.arange(N), make_losses())
+    assert lengths[0] == 24  # of 25
+    assert all(length % 4 == 0 and 0 < length < 24 for length in lengths[1:])
 
 
 def test_observed_losses_may_be_overwritten_afterwards():

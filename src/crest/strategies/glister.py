@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from crest.observer import LastLayerGradients, preserved_random_state
+from crest.reader import preserved_order
 from crest.strategies.protocol import Examples, Planner, Task
 from crest.strategies.subsets import Share, SubsetPlanner, SubsetSettings
 
@@ -92,7 +93,7 @@ class Glister(SubsetSettings):
                 shares examples with it.
         """
         loader = cast("DataLoader[Any]", vars(self)["validation_loader"])
-        with preserved_random_state(torch.device("cpu")):
+        with preserved_random_state(torch.device("cpu")), preserved_order(loader):
             indices = torch.tensor(sorted(loader.sampler), dtype=torch.int64)
         if len(indices) == 0:
             raise ValueError("validation_loader must hold at least one example; got an empty one.")

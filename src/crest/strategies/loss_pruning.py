@@ -108,8 +108,10 @@ class _PruningPlanner:
         if task.drop_last and len(kept) >= m:
             used = kept[: len(kept) - len(kept) % m]
         batches = [MiniBatch(indices, weights[indices]) for indices in used.split(m)]
+        group = task.batches_per_step
+        batches = batches[: max(len(batches) // group, 1) * group]  # whole groups of accumulation
         if prunes and last_step is not None:
-            batches = batches[: (last_step - step) * task.batches_per_step]
+            batches = batches[: (last_step - step) * group]
         return Region(batches, record={"updated": len(kept) < n, "kept": len(kept)})
 
     def _prune(self, order: Tensor) -> tuple[Tensor, Tensor]:

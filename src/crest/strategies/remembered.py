@@ -78,10 +78,19 @@ class _RememberingPlanner:
         self._deck = Deck(task.num_examples, task.generator)
         self._gradients = LastSeen(task.num_examples, "outputs' gradients")
         self._drawn = 0  # examples of random mini-batches
+        self._missed = 0  # examples that should have been observed by now
         self._has_warned = False
 
     def remember(self, indices: Tensor, errors: Tensor) -> None:
         self._gradients.tell(indices, errors.reshape(len(errors), -1))
+        if self._missed and not self._has_warned:  # here, as a preview trains on nothing
+            self._has_warned = True
+            warnings.warn(
+                f"RememberedGradients has not heard of {self._missed} of {self._task.num_examples} "
+                "examples after more than a pass, and trains on random mini-batches until then. "
+                "Call loader.observe(losses, outputs) after each forward pass.",
+                stacklevel=3,
+            )
 
     def next_region(self, examples: Examples, step: int) -> Region:
         self._gradients.take_in()
@@ -92,14 +101,7 @@ class _RememberingPlanner:
                 "RememberedGradients needs what training computes; nothing was observed so far. "
                 "Call loader.observe(losses, outputs) after each forward pass."
             )
-        if unknown and self._drawn >= _PATIENCE * n and not self._has_warned:
-            self._has_warned = True
-            warnings.warn(
-                f"RememberedGradients has not heard of {unknown} of {n} examples after more than a "
-                "pass, and trains on random mini-batches until then. Call loader.observe(losses, "
-                "outputs) after each forward pass.",
-                stacklevel=2,
-            )
+        self._missed = unknown if self._drawn >= _PATIENCE * n else 0
         with examples.timed("select"):
             picks = self._random_batches() if unknown else self._picks()
         return Region(
