@@ -19,8 +19,6 @@ from crest.experiments.datasets import load_dataset
 from crest.experiments.settings import COMPILE_MODES, RunSettings
 from crest.experiments.training import train
 
-FULL_STEPS = 200 * (50_000 // 128)
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -68,9 +66,10 @@ def main() -> None:
         for name, some in milliseconds.items():
             ratios = [mine / base for mine, base in zip(some, milliseconds["float32"], strict=True)]
             median = statistics.median(some)
+            minutes = 200 * (data.num_train // arguments.batch_size) * median / 60_000
             print(
                 f"| {network} | {name} | {median:.2f} | {statistics.median(ratios):.2f} "
-                f"({min(ratios):.2f}-{max(ratios):.2f}) | {median * FULL_STEPS / 60_000:.1f} |",
+                f"({min(ratios):.2f}-{max(ratios):.2f}) | {minutes:.1f} |",
                 flush=True,
             )
 

@@ -122,7 +122,7 @@ def test_every_baseline_runs_from_the_command_line(tmp_path):
         ("run digits --option tau", "must look like subset_size=500; got 'tau'"),
         (
             "compare digits --strategies full --time-matched",
-            "random and crest or crest_paper; the plan has full",
+            "random and crest, crest_paper or remembered; the plan has full",
         ),
         (
             "run digits --diagnostics forgeting",
@@ -186,7 +186,7 @@ def test_ctrl_c_keeps_finished_runs(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(comparison, "train", interrupted)
     assert main(["compare", "digits", *QUICK, "--out", str(tmp_path)]) == 130
-    assert "interrupted. Runs are kept in" in capsys.readouterr().err
+    assert "interrupted. What was saved is kept in" in capsys.readouterr().err
     assert len(json.loads((tmp_path / "results.json").read_text())) == 1
 
 

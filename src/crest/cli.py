@@ -66,11 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out = chosen.out
         chosen.command(chosen)
     except KeyboardInterrupt:
-        kept = (
-            ""
-            if out is None
-            else f" Runs are kept in {out}, the one under way as of its last save;"
-        )
+        kept = "" if out is None else f" What was saved is kept in {out};"
         again = " give the same command again to go on." if kept else ""
         print(f"crest: interrupted.{kept}{again}", file=sys.stderr)
         return _INTERRUPTED
@@ -249,7 +245,7 @@ def _make_parser() -> _Parser:
     many.add_argument(
         "--time-matched",
         action="store_true",
-        help="add random batches that train for as many seconds as crest took",
+        help="add random batches that train for as many seconds as crest took, or remembered",
     )
     many.set_defaults(command=_compare)
     _add_common(many, out="runs")
@@ -365,15 +361,15 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
     add(
         "--autocast",
-        metavar="DTYPE",
-        help=f"{_list(AUTOCAST)}: passes of training and selection in fewer bits, where the "
-        "processor is fast at it (default: float32)",
+        choices=AUTOCAST,
+        help="passes of training and selection in fewer bits, where the processor is fast at it "
+        "(default: float32)",
     )
     add(
         "--compile",
-        metavar="MODE",
-        help=f"{_list(COMPILE_MODES)}: mode of torch.compile for the pass of training; a minute "
-        "before each run, in which the clock stands still (default: not compiled)",
+        choices=COMPILE_MODES,
+        help="mode of torch.compile for the pass of training; a minute before each run, in which "
+        "the clock stands still (default: not compiled)",
     )
     add("--traceback", action="store_true", help="show where an error comes from")
 

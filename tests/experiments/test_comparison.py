@@ -78,10 +78,11 @@ def test_a_run_that_was_under_way_goes_on_from_its_last_save(data, tmp_path, mon
 
     monkeypatch.setattr(comparison, "Checkpoint", EveryStep)
     plan, results = make_plan(["crest_paper"], [0]), Results(tmp_path / "results.json")
+    both = ["selections", "forgetting"]
     with pytest.raises(KeyboardInterrupt):
-        compare(plan, data, results, Interrupted())
+        compare(plan, data, results, Interrupted(), diagnostics=both)
     log = Log()
-    (record,) = compare(plan, data, results, log)
+    (record,) = compare(plan, data, results, log, diagnostics=both[::-1])
     assert log.steps == 11 - 7  # the eighth step was not saved
     assert not list((tmp_path / "under-way").iterdir())
     (whole,) = compare(plan, data, Results(tmp_path / "other.json"), Log())
@@ -109,7 +110,7 @@ def test_other_pixels_are_trained_anew(data, tmp_path):
     assert log.begun == [("random", 0)] * 2
 
 
-@pytest.mark.parametrize("matched", ["crest", "crest_paper"])
+@pytest.mark.parametrize("matched", ["crest", "crest_paper", "remembered"])
 def test_equal_time_stretches_random_to_the_seconds_of_crest(data, tmp_path, monkeypatch, matched):
     train = comparison.train
 
@@ -132,7 +133,7 @@ def test_equal_time_stretches_random_to_the_seconds_of_crest(data, tmp_path, mon
 
 
 def test_equal_time_needs_both_strategies(data, tmp_path):
-    with pytest.raises(ValueError, match="crest_paper; the plan has crest"):
+    with pytest.raises(ValueError, match="remembered; the plan has crest"):
         compare(make_plan(["crest"]), data, Results(tmp_path / "r.json"), Log(), time_matched=True)
 
 

@@ -70,6 +70,14 @@ def test_settings_stand_beside_those_of_the_paper(out):
     ]
 
 
+def test_fewer_bits_are_said_in_the_title(tmp_path):
+    outcome = reproduce(
+        "fig4", "smoke", data_dir=tmp_path, out=tmp_path, progress=LineProgress(io.StringIO()),
+        machine={"threads": 1, "autocast": "bfloat16"},
+    )  # fmt: skip
+    assert "in batches of 16, with autocast to bfloat16): updates" in title(outcome)
+
+
 def test_what_is_missing_is_said(tmp_path):
     outcome = reproduce(
         "fig8", "smoke", data_dir=tmp_path, out=tmp_path, progress=LineProgress(io.StringIO()),

@@ -93,6 +93,15 @@ def test_verdict_says_where_coresets_did_not_pay(make_record):
     assert "did not pay" not in verdict([make_record("crest"), make_record("random")])
 
 
+def test_verdict_says_where_nothing_was_remembered_long_enough(make_record):
+    for selected in (True, False):
+        regions = [{"length": 10, "selected": selected}]
+        records = [make_record("remembered", history={"records": regions}), make_record("random")]
+        line = verdict(records)
+        assert "remembered minus random" in line
+        assert ("remembered picked nothing" in line) is not selected
+
+
 def test_verdict_needs_both(make_record):
     assert verdict([make_record("crest"), make_record("full")]) == ""
     assert verdict([]) == ""

@@ -18,7 +18,7 @@ from crest.experiments.training import count_steps, train
 
 __all__ = ["Progress", "compare", "lacks", "train_and_keep"]
 
-_MATCHED = {"crest", "crest_paper"}
+_MATCHED = {"crest", "crest_paper", "remembered"}
 
 
 class Progress(Protocol):
@@ -59,7 +59,7 @@ def compare(
         progress: Is told how far it is.
         time_matched: Add, for each seed, a run of random batches whose schedule is stretched to
             the steps that random batches take in the seconds that CREST took (the first of
-            `"crest"` and `"crest_paper"` in the plan).
+            `"crest"`, `"crest_paper"` and `"remembered"` in the plan).
         diagnostics: What else to measure, see `train`. A run whose record lacks one of them is
             trained again, and its record replaced.
 
@@ -75,7 +75,7 @@ def compare(
         planned = {settings.strategy for settings in plan}
         if "random" not in planned or not planned & _MATCHED:
             raise ValueError(
-                "equal time needs the strategies random and crest or crest_paper; "
+                "equal time needs the strategies random and crest, crest_paper or remembered; "
                 f"the plan has {', '.join(sorted(planned))}."
             )
     settings_of_records = _run_all(plan, data, results, progress, diagnostics)
@@ -158,7 +158,7 @@ def lacks(record: dict[str, Any] | None, diagnostics: Sequence[str]) -> bool:
 
 def _to_measure(record: dict[str, Any] | None, diagnostics: Sequence[str]) -> list[str]:
     """Name what a run must measure: what is asked for, and what its older record has."""
-    return list(dict.fromkeys([*diagnostics, *_measured(record)]))
+    return sorted({*diagnostics, *_measured(record)})
 
 
 def _measured(record: dict[str, Any] | None) -> list[str]:

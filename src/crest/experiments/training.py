@@ -9,7 +9,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any, cast
 
 import numpy as np
@@ -281,11 +281,12 @@ def _rehearse(
     device = torch.device(settings.device)
     before = copy.deepcopy(model.state_dict())
     steps = 1 if settings.compile is None else _STEPS_TO_COMPILE
+    # Of strategies that select later than in the first steps.
+    crest.facility_location(torch.zeros(1, 2, len(data.classes)), 1)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         optimizer = _make_optimizer(settings, model)
-        for inputs, targets, weights in islice(
-            _make_loader(settings, data, views, model)[0], steps
-        ):
+        loader, _ = _make_loader(settings, data, views, model)
+        for inputs, targets, weights in islice(chain.from_iterable(repeat(loader)), steps):
             losses = nn.functional.cross_entropy(
                 forward(inputs), targets.to(device), reduction="none"
             )

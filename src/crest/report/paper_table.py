@@ -24,8 +24,15 @@ def title(outcome: Outcome) -> str:
         One line.
     """
     trained = "; ".join(dict.fromkeys(task.stand_in for task in outcome.tasks.values()))
+    how = {
+        f", {words} {settings[name]}"
+        for records in outcome.records.values()
+        for settings in [record["settings"] for record in records]
+        for name, words in (("autocast", "with autocast to"), ("compile", "compiled by mode"))
+        if settings.get(name) is not None
+    }
     name = outcome.name.replace("table", "Table ").replace("fig", "Figure ")
-    return f"{name} at {outcome.scale} scale ({trained}): {outcome.item.what}"
+    return f"{name} at {outcome.scale} scale ({trained}{''.join(sorted(how))}): {outcome.item.what}"
 
 
 def format_item(outcome: Outcome) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = ["Summary", "group", "selected_share", "summarize", "verdict"]
 
-_CREST = ("crest", "crest_paper")
+_OURS = ("crest", "crest_paper", "remembered")
 _EQUAL_TIME = "random, equal time"
 
 
@@ -86,7 +86,7 @@ def summarize(records: Iterable[dict[str, Any]]) -> list[Summary]:
 
 
 def verdict(records: Iterable[dict[str, Any]]) -> str:
-    """Say in a few words what CREST gains over random batches, or does not.
+    """Say in a few words what CREST and remembered gradients gain over random batches, or do not.
 
     A difference of paired seeds counts as clear only if its mean exceeds its standard deviation.
 
@@ -94,11 +94,11 @@ def verdict(records: Iterable[dict[str, Any]]) -> str:
         records: See `experiments.training.train`.
 
     Returns:
-        The words; empty if CREST or random batches are missing.
+        The words; empty if these or random batches are missing.
     """
     groups = group(records)
     random = groups.get("random", [])
-    ours = [name for name in groups if name in _CREST]
+    ours = [name for name in groups if name in _OURS]
     if not ours or not random:
         return ""
     parts = [
@@ -124,6 +124,10 @@ def verdict(records: Iterable[dict[str, Any]]) -> str:
         parts.append(
             f"Coresets did not pay: crest took {100 * (1 - share):.0f} % of its steps on random "
             "batches (--option switch_off=False keeps it selecting)."
+        )
+    if not any(map(selected_share, groups.get("remembered", []))) and "remembered" in groups:
+        parts.append(
+            "remembered picked nothing: it selects once every example was trained on, after a pass."
         )
     return " ".join(parts)
 

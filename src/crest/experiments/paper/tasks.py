@@ -31,8 +31,7 @@ class PaperTask:
         subset_share: r / n.
         curvature: Parameters of the quadratic model.
         half_resolution: Whether each two by two pixels are averaged.
-        num_train: Train examples that are kept, evenly spread over the data set; None for all.
-        num_test: Test examples that are kept; None for all.
+        num_examples: Train and test examples that are kept, evenly spread; None for all.
         evaluations: How often test accuracy is measured.
     """
 
@@ -49,14 +48,13 @@ class PaperTask:
     subset_share: float = 0.01
     curvature: str = "trainable"
     half_resolution: bool = False
-    num_train: int | None = None
-    num_test: int | None = None
+    num_examples: tuple[int, int] | None = None
     evaluations: int = 20
 
     @property
     def stand_in(self) -> str:
         """What is trained, in words."""
-        part = "" if self.num_train is None else f"{self.num_train:,} examples of "
+        part = "" if self.num_examples is None else f"{self.num_examples[0]:,} examples of "
         pixels = " at half the resolution" if self.half_resolution else ""
         epochs = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
         return (
@@ -104,7 +102,7 @@ _SMOKE_IMAGES = {
 }
 _SMOKE_TEXT = {
     **{"data": "snli_part", "network": "bag", "lr": 1e-3, "epochs": 2, "evaluations": 2},
-    **{"num_train": 1600, "num_test": 200, "subset_share": 0.08},
+    **{"num_examples": (1600, 200), "subset_share": 0.08},
 }
 
 
@@ -145,7 +143,7 @@ def load_task(task: PaperTask, data_dir: Path) -> LabelledData:
         ) from error
     if isinstance(data, ImageData) and task.half_resolution:
         data = data.halve()
-    if task.num_train is None or task.num_test is None:
+    if task.num_examples is None:
         return data
-    smaller: LabelledData = data.every(task.num_train, task.num_test)
+    smaller: LabelledData = data.every(*task.num_examples)
     return smaller
