@@ -315,8 +315,10 @@ class CoresetLoader:
                 yield batch
         self._in_epoch = False
 
-    def observe(self, losses: Tensor, outputs: Tensor | None = None) -> None:
-        """Tell the strategy what training computed for the batch that was handed out last.
+    def observe(
+        self, losses: Tensor, outputs: Tensor | None = None, *, indices: Tensor | None = None
+    ) -> None:
+        """Tell the strategy what training computed for a batch.
 
         `LossPruning` then needs no pass of its own, and `RememberedGradients` lives on it.
         Strategies that do not learn from training ignore it, so that the loop can stay as it is.
@@ -325,9 +327,13 @@ class CoresetLoader:
             losses: One loss per example, shape (m,), before weights and before `backward()`.
             outputs: What the losses were computed from, such as logits, shape (m, ...). Only
                 `RememberedGradients` needs them.
+            indices: Of the examples, int64, shape (m,), as they came with the batch: a batch that
+                is a mapping has them as `"sample_index"`, any other with `attach=`. None: those of
+                the batch that was handed out last, which is another one where batches are fetched
+                ahead of training, as Accelerate does.
 
         Raises:
-            ValueError: If there was no batch yet, the shape is not that of its weights, or the
+            ValueError: If there was no batch yet, the shape is not that of its indices, or the
                 strategy needs outputs and the losses were not computed from those given.
 
         Example:
@@ -343,11 +349,14 @@ class CoresetLoader:
         """
         if self.handed_out is None:
             raise ValueError("observe needs a batch that was handed out; got none so far.")
-        indices = self.handed_out.indices
+        if indices is None:
+            indices, whose = self.handed_out.indices, "the batch that was handed out last"
+        else:
+            whose = "indices"
         if losses.shape != indices.shape:
             raise ValueError(
-                "losses must be one per example of the batch that was handed out last, shape "
-                f"{tuple(indices.shape)}; got {tuple(losses.shape)}."
+                f"losses must be one per example of {whose}, shape {tuple(indices.shape)}; got "
+                f"{tuple(losses.shape)}."
             )
         if isinstance(self._planner, LearnsFromTraining):
             # A copy: the loop may weight the losses in place, a CUDA graph write over them.

@@ -100,6 +100,36 @@ def test_what_is_remembered_is_the_gradient_of_the_last_time():
     assert (~again).any()
 
 
+def test_batches_that_are_fetched_ahead_are_told_apart_by_their_indices():
+    model = make_trained_model()
+    pairs = {"attach": lambda batch, _, indices: (batch, indices)}
+    loader = make_loader(RememberedGradients(), model=model, budget=1, **pairs)
+    waiting = []
+    for batch in loader:
+        waiting.append(batch)
+        if len(waiting) == 3:
+            (inputs, targets), indices = waiting.pop(0)
+            outputs = model(inputs)
+            loader.observe(CRITERION(outputs, targets), outputs, indices=indices)
+    gradients = loader.state_dict()["planner"]["gradients"]
+    known = ~gradients.isnan().any(1)
+    assert known.sum() == N - 2 * M
+    torch.testing.assert_close(gradients[known], make_errors()[known])
+
+
+def test_indices_of_no_example_are_refused():
+    model = make_model()
+    loader = make_loader(RememberedGradients(), model=model)
+    inputs, targets, _ = next(iter(loader))
+    outputs = model(inputs)
+    losses = CRITERION(outputs, targets)
+    with pytest.raises(ValueError, match=r"one per example of indices, shape \(3,\); got \(16,\)"):
+        loader.observe(losses, outputs, indices=torch.arange(3))
+    loader.observe(losses, outputs, indices=torch.arange(N - M + 1, N + 1))
+    with pytest.raises(ValueError, match=r"indices must be in \[0, 399\]; got 385 to 400"):
+        loader.state_dict()
+
+
 def test_observing_leaves_the_gradients_of_training_as_they_are():
     found = []
     for observes in (True, False):

@@ -35,7 +35,7 @@ class LastSeen:
         """Hear of a mini-batch.
 
         Args:
-            indices: Example indices, int64, shape (m,).
+            indices: Example indices, int64, on any device, shape (m,).
             values: One for each, detached, on any device, shape (m, ...).
 
         Raises:
@@ -56,12 +56,17 @@ class LastSeen:
             Whether there was something new.
 
         Raises:
-            ValueError: If a value is not finite.
+            ValueError: If a value is not finite, or an index is of no example.
         """
         if not self._told:
             return False
         sizes = [len(indices) for indices, _ in self._told]
-        indices = torch.cat([some for some, _ in self._told])
+        indices = torch.cat([some.cpu() for some, _ in self._told])
+        low, high = int(indices.min()), int(indices.max())
+        if low < 0 or high >= len(self.values):
+            raise ValueError(
+                f"observed indices must be in [0, {len(self.values) - 1}]; got {low} to {high}."
+            )
         values = torch.cat([some for _, some in self._told]).float().cpu()
         bad = (~values.isfinite()).nonzero()
         if len(bad):
