@@ -122,7 +122,7 @@ def shift_and_flip(images: Tensor, padding: int, *, flip: bool) -> Tensor:
         The same shape.
     """
     k, channels, size, _ = images.shape
-    # Only the few numbers drawn travel to the device, and it waits for nothing.
+    # Only the few numbers drawn travel to the device: a large copy would wait for it.
     offsets = torch.randint(2 * padding + 1, (2, k, 1)).to(images.device)
     rows, columns = offsets + torch.arange(size, device=images.device)  # (k, size) each, padded
     if flip:
