@@ -22,8 +22,8 @@ from torch.utils.data import (
 
 from crest.examples import ObservedExamples
 from crest.history import History
-from crest.observer import Observer, preserved_random_state
-from crest.reader import Reader, Request, place, preserved_order
+from crest.observer import Observer, preserved_order, preserved_random_state
+from crest.reader import Reader, Request, place
 from crest.strategies import Crest, Full, Strategy
 from crest.strategies.protocol import (
     Excludes,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
 
 __all__ = ["LastLayerGradients", "Observer"]
 
@@ -483,3 +484,23 @@ def _concatenate(parts: list[Tensor]) -> Tensor:
         full[tuple(slice(size) for size in part.shape)] = part
         padded.append(full)
     return torch.cat(padded)
+
+
+@contextmanager
+def preserved_order(loader: DataLoader[Any]) -> Iterator[None]:
+    """Give back the states of the generators that a loader draws its order from.
+
+    Args:
+        loader: The user's loader.
+
+    Yields:
+        Nothing.
+    """
+    found = [loader.generator, getattr(loader.sampler, "generator", None)]
+    generators = [generator for generator in found if generator is not None]
+    states = [generator.get_state() for generator in generators]
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from crest.observer import preserved_random_state
 
-__all__ = ["Reader", "Request", "preserved_order"]
+__all__ = ["Reader", "Request"]
 
 
 class Request(NamedTuple):
@@ -189,26 +189,6 @@ def seeded(seed: int) -> Iterator[None]:
         np.random.seed(seed % 2**32)
         random.seed(seed)
         yield
-
-
-@contextmanager
-def preserved_order(loader: DataLoader[Any]) -> Iterator[None]:
-    """Give back the states of the generators that a loader draws its order from.
-
-    Args:
-        loader: The user's loader.
-
-    Yields:
-        Nothing.
-    """
-    found = [loader.generator, getattr(loader.sampler, "generator", None)]
-    generators = [generator for generator in found if generator is not None]
-    states = [generator.get_state() for generator in generators]
-    try:
-        yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
 
 
 class _Packed(NamedTuple):

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
-from crest.observer import LastLayerGradients, preserved_random_state
-from crest.reader import preserved_order
+from crest.observer import LastLayerGradients, preserved_order, preserved_random_state
 from crest.strategies.protocol import Examples, Planner, Task
 from crest.strategies.subsets import Share, SubsetPlanner, SubsetSettings
 
