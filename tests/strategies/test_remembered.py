@@ -30,6 +30,12 @@ def planner_that_knows(errors, **settings):
     return planner
 
 
+def make_first_batch():
+    model = make_model()
+    loader = make_loader(RememberedGradients(), model=model)
+    return loader, model, *next(iter(loader))
+
+
 class Clockless:
     """Stands in for the examples, of which only the clock is used."""
 
@@ -118,9 +124,7 @@ def test_batches_that_are_fetched_ahead_are_told_apart_by_their_indices():
 
 
 def test_indices_of_no_example_are_refused():
-    model = make_model()
-    loader = make_loader(RememberedGradients(), model=model)
-    inputs, targets, _ = next(iter(loader))
+    loader, model, inputs, targets, _ = make_first_batch()
     outputs = model(inputs)
     losses = CRITERION(outputs, targets)
     with pytest.raises(ValueError, match=r"one per example of indices, shape \(3,\); got \(16,\)"):
@@ -133,9 +137,7 @@ def test_indices_of_no_example_are_refused():
 def test_observing_leaves_the_gradients_of_training_as_they_are():
     found = []
     for observes in (True, False):
-        model = make_model()
-        loader = make_loader(RememberedGradients(), model=model)
-        inputs, targets, weights = next(iter(loader))
+        loader, model, inputs, targets, weights = make_first_batch()
         outputs = model(inputs)
         losses = CRITERION(outputs, targets)
         if observes:
@@ -217,9 +219,7 @@ def test_an_error_of_the_backward_pass_is_not_taken_for_a_lost_graph():
         def backward(ctx, gradient):
             raise torch.OutOfMemoryError("out of memory")
 
-    model = make_model()
-    loader = make_loader(RememberedGradients(), model=model)
-    inputs, targets, _ = next(iter(loader))
+    loader, model, inputs, targets, _ = make_first_batch()
     outputs = model(inputs)
     with pytest.raises(torch.OutOfMemoryError):
         loader.observe(Broken.apply(CRITERION(outputs, targets)), outputs)
@@ -247,9 +247,7 @@ def test_a_resumed_run_continues_bit_for_bit():
 
 
 def test_losses_without_their_outputs_are_refused():
-    model = make_model()
-    loader = make_loader(RememberedGradients(), model=model)
-    inputs, targets, _ = next(iter(loader))
+    loader, model, inputs, targets, _ = make_first_batch()
     outputs = model(inputs)
     losses = CRITERION(outputs, targets)
     message = r"needs the outputs that the losses were computed from.*; got "

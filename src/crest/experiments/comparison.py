@@ -16,9 +16,9 @@ from crest.experiments.results import Results
 from crest.experiments.settings import RunSettings
 from crest.experiments.training import count_steps, train
 
-__all__ = ["Progress", "compare", "lacks", "train_and_keep"]
+__all__ = ["OURS", "Progress", "compare", "lacks", "train_and_keep"]
 
-_MATCHED = {"crest", "crest_paper", "remembered"}
+OURS = ("crest", "crest_paper", "remembered")  # whose seconds random batches are given
 
 
 class Progress(Protocol):
@@ -73,7 +73,7 @@ def compare(
     check_diagnostics(diagnostics)
     if time_matched:
         planned = {settings.strategy for settings in plan}
-        if "random" not in planned or not planned & _MATCHED:
+        if "random" not in planned or not planned & set(OURS):
             raise ValueError(
                 "equal time needs the strategies random and crest, crest_paper or remembered; "
                 f"the plan has {', '.join(sorted(planned))}."
@@ -175,7 +175,7 @@ def _plan_equal_time(
         record = results.find(settings.to_record(data.fingerprint))
         assert record is not None
         found[settings.strategy, settings.seed] = record
-    matched = next(settings.strategy for settings in plan if settings.strategy in _MATCHED)
+    matched = next(settings.strategy for settings in plan if settings.strategy in OURS)
     equal_time = []
     for settings in plan:
         if settings.strategy == "random":

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from crest.experiments.comparison import OURS
+
 __all__ = ["Summary", "group", "selected_share", "summarize", "verdict"]
 
-_OURS = ("crest", "crest_paper", "remembered")
 _EQUAL_TIME = "random, equal time"
 
 
@@ -98,7 +99,7 @@ def verdict(records: Iterable[dict[str, Any]]) -> str:
     """
     groups = group(records)
     random = groups.get("random", [])
-    ours = [name for name in groups if name in _OURS]
+    ours = [name for name in groups if name in OURS]
     if not ours or not random:
         return ""
     parts = [
@@ -125,7 +126,8 @@ def verdict(records: Iterable[dict[str, Any]]) -> str:
             f"Coresets did not pay: crest took {100 * (1 - share):.0f} % of its steps on random "
             "batches (--option switch_off=False keeps it selecting)."
         )
-    if not any(map(selected_share, groups.get("remembered", []))) and "remembered" in groups:
+    remembered = groups.get("remembered")
+    if remembered and not any(map(selected_share, remembered)):
         parts.append(
             "remembered picked nothing: it selects once every example was trained on, after a pass."
         )
