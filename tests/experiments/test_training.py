@@ -197,6 +197,13 @@ def test_a_compiled_run_is_the_same_run(data, monkeypatch):
     assert timeless(compiled) == timeless(train(make("greedy", budget=0.1), data))
 
 
+def test_compiling_without_a_compiler_is_refused_in_a_sentence(data, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+
+    with pytest.raises(ValueError, match="no-such-compiler is not found"):
+        train(make("random", budget=0.1, compile="default"), data)
+
+
 def test_diverging_loss_is_named(data):
     with pytest.raises(ValueError, match=r"loss must be finite; got nan at step \d+. Lower --lr"):
         train(make(lr=1e30), data)

@@ -6,6 +6,8 @@ import copy
 import math
 import os
 import platform
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -255,6 +257,8 @@ def _make_forward(settings: RunSettings, model: nn.Module) -> Callable[[Tensor],
     """The model as training calls it, with outputs in float32."""
     called: Callable[[Tensor], Tensor] = model
     if settings.compile is not None:
+        if torch.device(settings.device).type == "cpu":
+            _check_compiler()
         called = torch.compile(model, mode=settings.compile)
 
     def forward(inputs: Tensor) -> Tensor:
@@ -262,6 +266,16 @@ def _make_forward(settings: RunSettings, model: nn.Module) -> Callable[[Tensor],
             return called(inputs).float()
 
     return forward
+
+
+def _check_compiler() -> None:
+    """Refuse what torch would after a page of its own calls."""
+    name = os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"))
+    if shutil.which(name) is None:
+        raise ValueError(
+            f"compile must be None where there is no C++ compiler; {name} is not found. "
+            "Install it, or name another in the environment variable CXX."
+        )
 
 
 def _autocast(settings: RunSettings) -> torch.autocast:
