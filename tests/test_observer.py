@@ -217,14 +217,15 @@ def look(observer, batch, pass_):
 @pytest.mark.parametrize(
     "pass_", ["losses", "last_layer_gradients", "differentiable_losses", "head"]
 )
-def test_a_pass_leaves_no_trace(pass_, grad_mode):
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_pass_leaves_no_trace(pass_, dtype, grad_mode):
     model = Noisy()
     inputs, targets = make_tensors(32)
     CRITERION(model(inputs), targets).mean().backward()
     before_any = photograph(model)
     with torch.set_grad_enabled(grad_mode), torch.autocast("cpu", dtype=torch.bfloat16):
         before = photograph(model)
-        look(Observer(model, CRITERION), (inputs, targets), pass_)
+        look(Observer(model, CRITERION, dtype=dtype), (inputs, targets), pass_)
         assert_equal_photographs(before, photograph(model))
     assert_equal_photographs(before_any, photograph(model))
 

@@ -362,7 +362,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     add(
         "--autocast",
         choices=AUTOCAST,
-        help="passes of training and selection in fewer bits, where the processor is fast at it "
+        help="passes over the network in fewer bits, where the processor is fast at it "
         "(default: float32)",
     )
     add(

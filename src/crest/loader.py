@@ -105,8 +105,8 @@ class CoresetLoader:
         observer_model: A cheaper model to select with, on the device of `model`: an early exit that
             shares its layers, or a small network that your loop trains beside it. Its head is found
             by itself.
-        observer_dtype: Dtype of autocast for the passes that measure losses and last-layer
-            gradients, such as `torch.bfloat16`. None: the precision of the parameters.
+        observer_dtype: Dtype of autocast for all passes that look at the model, but for its head,
+            such as `torch.bfloat16`. None: the precision of the parameters.
         observer_batch_statistics: Whether batch normalization takes the statistics of each of these
             passes, as in training, and not the running ones. These lag behind at a large learning
             rate, and are not those of a transformed batch.

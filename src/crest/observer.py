@@ -113,8 +113,8 @@ class Observer:
         head: The last layer, as a module or its name in `model`. By default what
             `get_output_embeddings()` or `get_classifier()` return, else the last `nn.Linear` that
             runs.
-        dtype: Of autocast on the way to the head, for losses and last-layer gradients; the head
-            itself keeps the precision of its parameters. None: autocast off.
+        dtype: Of autocast on the way to the head; the head itself keeps the precision of its
+            parameters. None: autocast off.
         transform: `transform(batch)` makes a collated batch cheaper to look at. None: as it is.
         batch_statistics: Whether batch normalization takes the statistics of the pass, as in
             training, and not the running ones, which lag behind at a large learning rate and are
@@ -198,21 +198,14 @@ class Observer:
             ValueError: If the model has no linear layer and `head` was not given, if the head did
                 not run exactly once, or if `loss_fn` does not return one loss per example.
         """
-        device = self.device.type
-        autocast = torch.autocast(device, dtype=self._dtype, enabled=self._dtype is not None)
-        with self._undisturbed(), autocast, torch.no_grad():
+        with self._undisturbed(), self._autocast(), torch.no_grad():
             batch = self._seen(batch)
             head = self.find_head(batch)
-            parameter = next(head.parameters(), None)
             inputs: list[Tensor] = []
             outputs: list[Tensor] = []
 
-            def detach_input(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-                hidden = arguments[0].detach()
-                if self._dtype is not None:
-                    hidden = hidden if parameter is None else hidden.to(parameter.dtype)
-                    torch.set_autocast_enabled(device, False)  # until torch.autocast() above ends
-                inputs.append(hidden.requires_grad_())
+            def detach_input(head: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+                inputs.append(self._end_autocast(head, arguments[0].detach()).requires_grad_())
                 torch.set_grad_enabled(True)  # until torch.no_grad() above ends
                 return (inputs[-1], *arguments[1:])
 
@@ -258,19 +251,21 @@ class Observer:
             ValueError: If `loss_fn` does not return one loss per example.
         """
 
-        def detach_input(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        def enter_head(head: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+            hidden = arguments[0].detach() if scope == "head" else arguments[0]
             torch.set_grad_enabled(True)  # until torch.set_grad_enabled() below ends
-            return (arguments[0].detach(), *arguments[1:])
+            return (self._end_autocast(head, hidden), *arguments[1:])
 
         with (
             self._undisturbed(),
+            self._autocast(),
             torch.set_grad_enabled(scope != "head"),
             sdpa_kernel(SDPBackend.MATH),
         ):
-            if scope != "head":
+            if scope != "head" and self._dtype is None:
                 yield self._per_example_losses(batch)
                 return
-            hook = self.find_head(batch).register_forward_pre_hook(detach_input)
+            hook = self.find_head(batch).register_forward_pre_hook(enter_head)
             try:
                 losses = self._per_example_losses(batch)
             finally:
@@ -316,6 +311,18 @@ class Observer:
         if self._head is None:
             self._head = self._last_linear(batch)
         return self._head
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self._dtype is not None
+        return torch.autocast(self.device.type, dtype=self._dtype, enabled=enabled)
+
+    def _end_autocast(self, head: nn.Module, hidden: Tensor) -> Tensor:
+        """Give the head its input in the precision of its parameters, and go on in that."""
+        if self._dtype is None:
+            return hidden
+        torch.set_autocast_enabled(self.device.type, False)  # until `_autocast` ends
+        parameter = next(head.parameters(), None)
+        return hidden if parameter is None else hidden.to(parameter.dtype)
 
     def _declared_head(self) -> nn.Module | None:
         for name in ("get_output_embeddings", "get_classifier"):

@@ -9,6 +9,7 @@ from torch import nn
 
 import crest
 from crest.observer import Observer
+from crest.quadratic import gradient_and_hessian_diagonal, rademacher_probes
 from toys import CRITERION, NUM_CLASSES, equal_parameters, make_loader, make_model, make_tensors
 
 SELECTING = crest.Crest(switch_off=False, subset_size=64)
@@ -104,6 +105,24 @@ def test_autocast_keeps_the_head_precise_and_leaves_no_trace():
     classes = torch.nn.functional.one_hot(batch[1], NUM_CLASSES)
     torch.testing.assert_close(seen.errors, (probabilities - classes).detach())
     assert torch.equal(observer.losses(batch), seen.losses)
+
+
+@pytest.mark.parametrize("scope", ["trainable", "head"])
+def test_autocast_reaches_both_derivatives(scope):
+    batch = make_tensors(64)
+    model = make_model(norm=True)
+    found = []
+    for dtype in (None, torch.bfloat16):
+        observer = Observer(model, CRITERION, dtype=dtype)
+        parameters = observer.parameters(scope, batch)
+        probes = rademacher_probes(parameters, 1, torch.Generator().manual_seed(0))
+        with observer.differentiable_losses(batch, scope) as losses:
+            found.append(gradient_and_hessian_diagonal(losses.mean(), parameters, probes))
+    assert not torch.is_autocast_enabled("cpu")
+    for exact, seen in zip(*found, strict=True):
+        assert seen.dtype == torch.float32
+        assert not torch.equal(seen, exact)  # fewer bits were used
+        assert (seen - exact).norm() < 0.1 * exact.norm()
 
 
 def test_autocast_serves_a_model_in_double_precision():

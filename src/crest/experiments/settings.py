@@ -93,8 +93,8 @@ class RunSettings:
         threads: Threads that torch computes with.
         strategy_options: Fields of the strategy that are not at their default.
         num_steps: N, in place of the budget's share: a run for equal time.
-        autocast: Dtype of `torch.autocast` for the passes of training, selection and tests, one of
-            `AUTOCAST`; the quadratic model stays in float32. None: float32 throughout.
+        autocast: Dtype of `torch.autocast` for all passes, one of `AUTOCAST`. None: float32
+            throughout.
         compile: Mode of `torch.compile` for the pass of training, one of `COMPILE_MODES`;
             `"reduce-overhead"` takes CUDA graphs on a GPU. None: not compiled.
 
