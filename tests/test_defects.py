@@ -96,7 +96,7 @@ def the_anchor_is_measured_in_train_mode(monkeypatch):
     monkeypatch.setattr(Observer, "last_layer_gradients", noisy)
 
 
-@defect(test_observer.test_a_pass_leaves_no_trace, "last_layer_gradients", True)
+@defect(test_observer.test_a_pass_leaves_no_trace, "last_layer_gradients", None, True)
 def a_pass_moves_the_statistics_of_batch_norm(monkeypatch):
     @contextmanager
     def in_train_mode(self):

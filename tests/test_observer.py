@@ -68,6 +68,16 @@ def language():
     return Tagger(), language_loss, (tokens, targets)
 
 
+def pixels():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 5, 3), nn.ReLU(), nn.Conv2d(5, 3, 1))
+
+    def loss_fn(output, target):
+        return functional.cross_entropy(output, target, reduction="none").mean((1, 2))
+
+    return model, loss_fn, (torch.randn(4, 2, 6, 7), torch.randint(3, (4, 4, 5)))
+
+
 TASKS = {
     "cross-entropy": lambda: classification(CRITERION),
     "label smoothing": lambda: classification(
@@ -77,13 +87,19 @@ TASKS = {
     "several outputs": lambda: regression(3),
     "bce": binary,
     "language modelling with ignored tokens": language,
+    "segmentation by a convolution": pixels,
 }
+
+
+def last(model):
+    """A convolution must be named; linear layers are found."""
+    return model[-1] if isinstance(model, nn.Sequential) and len(model) == 3 else None
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
 def test_last_layer_gradients_equal_autograd_one_example_at_a_time(task):
     model, loss_fn, (inputs, targets) = task()
-    observer = Observer(model, loss_fn)
+    observer = Observer(model, loss_fn, head=last(model))
     seen = observer.last_layer_gradients((inputs, targets))
     head = observer.find_head((inputs, targets))
     model.eval()
@@ -94,17 +110,17 @@ def test_last_layer_gradients_equal_autograd_one_example_at_a_time(task):
         else:
             loss = loss_fn(model(batch[0]), batch[1]).sum()
         weight, bias = torch.autograd.grad(loss, [head.weight, head.bias])
-        expected = torch.cat([weight, bias[:, None]], dim=1).flatten()
+        expected = torch.cat([weight.flatten(1), bias[:, None]], dim=1).flatten()
         assert torch.allclose(seen.weight_gradients()[i], expected, atol=1e-6)
         assert torch.allclose(seen.losses[i], loss, atol=1e-6)
     # dL/dh = e W, for any linear head
-    assert torch.allclose(seen.input_gradients, seen.errors @ head.weight, atol=1e-6)
+    assert torch.allclose(seen.input_gradients, seen.errors @ head.weight.flatten(1), atol=1e-6)
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
 def test_sums_and_norms_are_those_of_the_formed_gradients(task):
     model, loss_fn, batch = task()
-    seen = Observer(model, loss_fn).last_layer_gradients(batch)
+    seen = Observer(model, loss_fn, head=last(model)).last_layer_gradients(batch)
     formed = seen.weight_gradients()
     factors = torch.linspace(-1, 1, len(formed))
     assert torch.allclose(seen.weighted_sum(factors).flatten(), factors @ formed, atol=1e-5)
@@ -343,6 +359,44 @@ def test_a_head_that_runs_twice_is_refused():
     model = nn.Sequential(layer, layer)
     with pytest.raises(ValueError, match="exactly once .* it ran 2 times"):
         Observer(model, CRITERION).last_layer_gradients(make_tensors(4))
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "message"),
+    [
+        (
+            nn.Sequential(nn.Flatten(0, 1), nn.Linear(20, 5), nn.Unflatten(0, (8, 3))),
+            torch.randn(8, 3, 20),
+            r"row for each example, batch first; '1' has one of shape \(24, 5\) for 8 examples",
+        ),
+        (
+            nn.Sequential(nn.Conv1d(20, 5, 3)),
+            torch.randn(8, 20, 5),
+            r"linear layer at each pixel.* '0' is Conv1d\(20, 5, kernel_size=\(3,\)",
+        ),
+        (
+            nn.Sequential(nn.Conv1d(20, 5, 1, padding=1)),
+            torch.randn(8, 20, 3),
+            "no padding; '0' is Conv1d",
+        ),
+    ],
+    ids=["rows of several examples", "wide convolution", "padded convolution"],
+)
+def test_a_head_that_is_no_linear_layer_of_each_example_is_refused(model, inputs, message):
+    def loss_fn(output, target):
+        return output.flatten(1).sum(1)
+
+    observer = Observer(model, loss_fn, head=model[min(1, len(model) - 1)])
+    with pytest.raises(ValueError, match=message):
+        observer.last_layer_gradients((inputs, torch.zeros(8)))
+
+
+def test_a_head_that_the_loss_does_not_use_is_refused():
+    model = TwoHeads()
+    model.forward = lambda inputs: (model.body(inputs), model.classifier(inputs))
+    observer = Observer(model, lambda outputs, target: CRITERION(outputs[0], target))
+    with pytest.raises(ValueError, match=r"must depend on the head; .* 'classifier', the last"):
+        observer.last_layer_gradients(make_tensors(8))
 
 
 def test_a_frozen_model_has_no_curvature():

@@ -23,6 +23,12 @@ def test_subsets_are_drawn_without_replacement_from_the_active_examples():
     assert subsets.min() >= 10
 
 
+def test_subsets_of_many_examples_are_distinct_too():
+    subsets = Pool(4000).draw(20, 1000, generator())  # some 130 are drawn twice at first
+    assert all(len(subset.unique()) == 1000 for subset in subsets)
+    assert not torch.equal(subsets[0], subsets[0].sort().values)
+
+
 def test_every_example_is_as_likely_as_any_other():
     counts = torch.bincount(Pool(40).draw(2000, 10, generator()).flatten(), minlength=40)
     # binomial with 2000 draws at 1/4: standard deviation 19.4

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -324,6 +325,11 @@ class ObservedExamples:
             return place(batch, self._observer.device)
 
     def _check_finite(self, losses: Tensor, indices: Tensor) -> None:
+        if len(losses) != len(indices):
+            raise ValueError(
+                f"loss_fn must return one loss per example, shape ({len(indices)},); got "
+                f"{tuple(losses.shape)}. Take the mean over the other dimensions."
+            )
         finite = torch.isfinite(losses).cpu()
         if not finite.all():
             bad = (~finite).nonzero().squeeze(1)
@@ -341,6 +347,7 @@ def _label(item: Any) -> int:
         label = item[1]
     elif isinstance(item, Mapping):
         label = item.get("labels", item.get("label"))
-    if isinstance(label, Tensor) and label.ndim == 0 and label.device.type == "cpu":
-        label = label.item()
-    return label if isinstance(label, int) else -1
+    on_device = isinstance(label, Tensor) and label.device.type != "cpu"  # would be waited for
+    if isinstance(label, (Tensor, np.ndarray, np.generic)) and not on_device:
+        label = label.item() if math.prod(label.shape) == 1 else None
+    return int(label) if isinstance(label, int) else -1

@@ -195,8 +195,10 @@ class Observer:
             Losses, errors, inputs and input gradients, all detached.
 
         Raises:
-            ValueError: If the model has no linear layer and `head` was not given, if the head did
-                not run exactly once, or if `loss_fn` does not return one loss per example.
+            ValueError: If the model has no linear layer and `head` was not given; if the head did
+                not run exactly once, has no row for each example, is a convolution over more than
+                a pixel, or does not reach the loss; or if `loss_fn` does not return one loss per
+                example.
         """
         with self._undisturbed(), self._autocast(), torch.no_grad():
             batch = self._seen(batch)
@@ -226,12 +228,32 @@ class Observer:
                     f"the head must run exactly once in a forward pass; it ran {len(outputs)} "
                     "times. Name another module with head=."
                 )
+            if not losses.requires_grad:
+                raise ValueError(
+                    f"the loss must depend on the head; it does not on {self._name(head)}, the "
+                    "last linear layer that runs. Name the last layer with head=."
+                )
             errors, input_gradients = torch.autograd.grad(
                 losses.sum(), [outputs[0], inputs[0]], allow_unused=True, materialize_grads=True
             )
-        return LastLayerGradients(
-            losses.detach().float(), errors, inputs[0].detach(), input_gradients
-        )
+        found = [errors, inputs[0].detach(), input_gradients]
+        for part in found:
+            if len(part) != len(losses):
+                raise ValueError(
+                    "the head must have a row for each example, batch first; "
+                    f"{self._name(head)} has one of shape {tuple(part.shape)} for {len(losses)} "
+                    "examples. Leave it the shape (k, ..., features), or name another with head=."
+                )
+        if isinstance(head, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            sizes = {*head.kernel_size, *head.stride, head.groups}
+            if sizes != {1} or errors.shape[2:] != inputs[0].shape[2:]:
+                raise ValueError(
+                    "a convolution can be the head if it is a linear layer at each pixel, with "
+                    f"kernel_size, stride and groups of 1 and no padding; {self._name(head)} is "
+                    f"{head}. Name another with head=."
+                )
+            found = [part.movedim(1, -1) for part in found]  # pixels before channels
+        return LastLayerGradients(losses.detach().float(), *found)
 
     @contextmanager
     def differentiable_losses(self, batch: Any, scope: str = "trainable") -> Iterator[Tensor]:
@@ -324,6 +346,10 @@ class Observer:
         parameter = next(head.parameters(), None)
         return hidden if parameter is None else hidden.to(parameter.dtype)
 
+    def _name(self, module: nn.Module) -> str:
+        names = {id(one): name for name, one in self.model.named_modules()}
+        return repr(names.get(id(module), type(module).__name__))
+
     def _declared_head(self) -> nn.Module | None:
         for name in ("get_output_embeddings", "get_classifier"):
             method = getattr(self.model, name, None)
@@ -343,7 +369,7 @@ class Observer:
             if isinstance(module, nn.Linear)
         ]
         try:
-            with self._undisturbed(), torch.no_grad():
+            with self._undisturbed(), self._autocast(), torch.no_grad():
                 self._per_example_losses(batch)
         finally:
             for hook in hooks:
@@ -368,7 +394,7 @@ class Observer:
                 "loss_fn(output, target) needs batches (inputs, targets); got a "
                 f"{type(batch).__name__}{_length(batch)}. Write loss_fn(model, batch) instead."
             )
-        k = num_examples(batch)
+        lengths = set(_lengths(batch))
         if not isinstance(losses, Tensor):
             raise ValueError(
                 f"loss_fn must return a tensor of one loss per example; got {type(losses).__name__}"
@@ -378,9 +404,10 @@ class Observer:
                 "loss_fn must return one loss per example, not their mean; got a scalar. "
                 'Set reduction="none".'
             )
-        if losses.ndim != 1 or (k is not None and len(losses) != k):
+        if losses.ndim != 1 or (lengths and len(losses) not in lengths):
             raise ValueError(
-                f"loss_fn must return one loss per example, shape ({'k' if k is None else k},); "
+                f"loss_fn must return one loss per example, shape "
+                f"({'k' if len(lengths) != 1 else lengths.pop()},); "
                 f"got {tuple(losses.shape)}. Take the mean over the other dimensions."
             )
         return losses
@@ -450,23 +477,14 @@ def preserved_random_state(device: torch.device) -> Iterator[None]:
         np.random.set_state(numpy_state)
 
 
-def num_examples(batch: Any) -> int | None:
-    """Count the examples of a collated batch.
-
-    Args:
-        batch: A tensor, or a sequence or mapping that holds one.
-
-    Returns:
-        Length of the first tensor found, or None.
-    """
+def _lengths(batch: Any) -> Iterator[int]:
+    """Give the lengths of all tensors of a batch: one of them is the number of its examples."""
     if isinstance(batch, Tensor):
-        return len(batch) if batch.ndim else None
-    values = batch.values() if isinstance(batch, Mapping) else batch
-    if isinstance(batch, (tuple, list, Mapping)):
-        for value in values:
-            if (found := num_examples(value)) is not None:
-                return found
-    return None
+        if batch.ndim:
+            yield len(batch)
+    elif isinstance(batch, (tuple, list, Mapping)):
+        for value in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _lengths(value)
 
 
 def _first_argument(function: Callable[..., Any]) -> str | None:

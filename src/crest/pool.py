@@ -56,12 +56,14 @@ class Pool:
                 f"subset_size must be at most the number of active examples, {len(members)}; "
                 f"got {size}."
             )
+        if labels is None:
+            return members[
+                torch.stack([_distinct(len(members), size, generator) for _ in range(count)])
+            ]
         subsets = []
         for _ in range(count):
             shuffled = members[torch.randperm(len(members), generator=generator)]
-            if labels is not None:
-                shuffled = shuffled[_first_in_proportion(labels[shuffled], size)]
-            subsets.append(shuffled[:size])
+            subsets.append(shuffled[_first_in_proportion(labels[shuffled], size)])
         return torch.stack(subsets)
 
     def exclude(self, indices: Tensor, losses: Tensor, labels: Tensor) -> Tensor:
@@ -82,11 +84,11 @@ class Pool:
         indices = indices[self.active[indices]]
         indices = indices[: max(self.num_active - self.min_pool, 0)]
         self.active[indices] = False
-        known = labels[self.active]
+        classes = labels[indices]
+        emptied = (classes >= 0) & ~torch.isin(classes, labels[self.active])
         keep = torch.zeros(len(indices), dtype=torch.bool)
-        for label in labels[indices].unique().tolist():
-            if label >= 0 and not (known == label).any():
-                keep[(labels[indices] == label).nonzero()[-1]] = True
+        for label in classes[emptied].unique().tolist():
+            keep[(classes == label).nonzero()[-1]] = True
         self.active[indices[keep]] = True
         return indices[~keep]
 
@@ -135,6 +137,21 @@ class Deck:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
         self._rest = state["rest"].clone()
+
+
+def _distinct(n: int, size: int, generator: torch.Generator) -> Tensor:
+    """Draw distinct numbers below n, in random order, in a time that does not grow with n."""
+    if 4 * size > n:
+        return torch.randperm(n, generator=generator)[:size]
+    drawn = torch.empty(0, dtype=torch.int64)
+    while len(drawn) < size:  # drawing again what came before changes no chances
+        drawn = torch.cat([drawn, torch.randint(n, (size,), generator=generator)])
+        order = torch.argsort(drawn, stable=True)
+        repeats = drawn[order][1:] == drawn[order][:-1]
+        first = torch.ones(len(drawn), dtype=torch.bool)
+        first[order[1:][repeats]] = False
+        drawn = drawn[first]
+    return drawn[:size]
 
 
 def _first_in_proportion(labels: Tensor, size: int) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -122,7 +123,9 @@ class Reader:
             The batch, as the user's collate_fn makes it.
         """
         with seeded(seed):
-            return self._collate_fn(list(items))
+            # Held items are collated more than once: what a collate function takes out of one, or
+            # writes to it, must not be missing or written twice the next time.
+            return self._collate_fn([_copied(item) for item in items])
 
 
 class _Queue:
@@ -215,10 +218,10 @@ def pack(items: list[Any]) -> _Packed:
             for item in items
         ):
             return _Packed("tensor", None, [torch.stack(items)])
-        if isinstance(first, (tuple, list)) and len({len(item) for item in items}) == 1:
+        if isinstance(first, (tuple, list)) and {len(item) for item in items} == {len(first) or -1}:
             columns = [pack(list(column)) for column in zip(*items, strict=True)]
             return _Packed("sequence", type(first), columns)
-        if type(first) is dict and all(item.keys() == first.keys() for item in items):
+        if type(first) is dict and first and all(item.keys() == first.keys() for item in items):
             return _Packed(
                 "mapping", list(first), [pack([item[key] for item in items]) for key in first]
             )
@@ -267,6 +270,16 @@ def place(batch: Any, device: torch.device) -> Any:
         moved = [place(value, device) for value in batch]
         return type(batch)._make(moved) if hasattr(batch, "_make") else type(batch)(moved)
     return batch
+
+
+def _copied(item: Any) -> Any:
+    """Copy the dicts and lists that an item is made of, but not what they hold."""
+    if isinstance(item, (list, MutableMapping)):
+        return copy.copy(item)
+    if isinstance(item, tuple) and any(isinstance(part, (list, MutableMapping)) for part in item):
+        copied = [_copied(part) for part in item]
+        return type(item)._make(copied) if hasattr(item, "_make") else tuple(copied)
+    return item
 
 
 def _as_it_is(answer: Any) -> Any:

@@ -132,6 +132,14 @@ def test_autocast_serves_a_model_in_double_precision():
     assert observer.last_layer_gradients((inputs.double(), targets)).errors.dtype == torch.float64
 
 
+def test_autocast_finds_the_head_of_a_body_in_fewer_bits():
+    model = make_model()
+    model[0].bfloat16()
+    observer = Observer(model, CRITERION, dtype=torch.bfloat16)
+    assert observer.last_layer_gradients(make_tensors(8)).errors.dtype == torch.float32
+    assert observer.find_head(make_tensors(8)) is model[-1]
+
+
 def test_the_chunk_bounds_a_pass():
     sizes = []
     model = make_model()

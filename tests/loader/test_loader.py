@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, TensorDataset
 
 import crest
 from toys import (
@@ -240,6 +240,84 @@ def test_a_selection_dataset_is_looked_at_and_the_other_one_trained_on():
     assert torch.equal(targets[places], labels)
     with pytest.raises(ValueError, match="selection_dataset must have .*400; it has 300"):
         make_loader(selection_dataset=TensorDataset(*make_tensors(300)))
+
+
+class Pairs(Dataset):
+    """Items as dicts, with what stands in many of them and is no tensor."""
+
+    def __init__(self):
+        self.inputs, self.targets = make_tensors()
+
+    def __len__(self):
+        return len(self.inputs)
+
+    def __getitem__(self, index):
+        return {"x": self.inputs[index], "label": int(self.targets[index]), "meta": {}, "boxes": []}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(
+    "strategy", [crest.Crest.paper(), crest.GreedyMiniBatch(), crest.Craig()], ids=name
+)
+def test_a_collate_function_may_write_to_the_items(strategy, num_workers):
+    def collate(items):
+        labels = torch.tensor([item.pop("label") for item in items])
+        for item in items:
+            item["x"] = item["x"] / 2
+        return torch.stack([item["x"] for item in items]), labels
+
+    data = Pairs()
+    train_loader = DataLoader(data, 16, shuffle=True, collate_fn=collate, num_workers=num_workers)
+    model = make_model()
+    loader = crest.CoresetLoader(train_loader, model, loss_fn=CRITERION, strategy=strategy)
+    halves = data.inputs / 2
+
+    def check(inputs, targets, weights):
+        assert all((halves == row).all(1).any() for row in inputs)
+
+    train(loader, model, epochs=2, on_step=check)
+    assert loader.history.passes["features"]["forward"] > 0
+
+
+def test_examples_may_stand_in_columns():
+    def collate(items):
+        inputs, targets = zip(*items, strict=True)
+        return torch.stack(inputs, 1), torch.tensor(targets)  # features first
+
+    model = nn.Sequential(Turned(), *make_model())
+    train_loader = DataLoader(TensorDataset(*make_tensors()), 16, shuffle=True, collate_fn=collate)
+    loader = crest.CoresetLoader(
+        train_loader, model, loss_fn=CRITERION, strategy=crest.GreedyMiniBatch()
+    )
+    shapes = set()
+    train(loader, model, on_step=lambda inputs, *_: shapes.add(tuple(inputs.shape)))
+    assert shapes == {(20, 16)}
+
+
+class Turned(nn.Module):
+    def forward(self, inputs):
+        return inputs.T
+
+
+@pytest.mark.parametrize(
+    "make_label",
+    [int, np.int64, np.uint8, np.array, torch.tensor, lambda label: torch.tensor([label])],
+    ids=["int", "int64", "uint8", "array", "tensor", "tensor of one"],
+)
+def test_the_class_of_an_example_is_known_in_any_form(make_label):
+    inputs, targets = make_tensors()
+    data = [(x, make_label(int(y))) for x, y in zip(inputs, targets, strict=True)]
+    train_loader = DataLoader(data, 16, shuffle=True)
+
+    def loss_fn(outputs, target):
+        return CRITERION(outputs, target.reshape(-1).long())
+
+    loader = crest.CoresetLoader(
+        train_loader, make_model(), loss_fn=loss_fn, strategy=crest.Craig(per_class=True)
+    )
+    next(iter(loader))
+    picked = targets[torch.cat([batch.indices for batch, _ in loader.preview(2)])]
+    assert len(picked.unique()) == 5
 
 
 def test_a_run_does_not_depend_on_the_number_of_workers():

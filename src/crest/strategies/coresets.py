@@ -13,18 +13,19 @@ from crest.selection import Coreset, facility_location, last_layer_distances
 from crest.strategies.protocol import Examples, MiniBatch, Task
 
 __all__ = [
-    "SUBSETS_AT_ONCE",
     "Features",
     "Selection",
     "default_subset_size",
     "relative_gradient_error",
     "resolve_num_candidates",
     "select_coresets",
+    "split_subsets",
 ]
 
 Features = Literal["logits", "input", "weight"]
 
-SUBSETS_AT_ONCE = 16  # bounds the memory of the distances, (16, r, r)
+_SUBSETS_AT_ONCE = 16
+_DISTANCES_AT_ONCE = 2**25  # unless one subset has more; some GB with what they are made from
 
 
 class Selection(NamedTuple):
@@ -73,7 +74,7 @@ def select_coresets(
         gradients = examples.last_layer_gradients(candidates)
     with examples.timed("select"):
         picks = []
-        for some in rows.split(SUBSETS_AT_ONCE):
+        for some in split_subsets(rows):
             picked = _pick(gradients, some.to(gradients.losses.device), batch_size, features)
             picks += list(zip(picked.indices.cpu(), picked.cluster_sizes.cpu(), strict=True))
         scale = batch_size / subsets.shape[1]
@@ -85,6 +86,13 @@ def select_coresets(
     kept = [batch.indices for batch in batches] + ([] if keep is None else [keep])
     examples.release(torch.unique(torch.cat(kept)))
     return Selection(batches, candidates, gradients.losses.cpu(), rows, error)
+
+
+def split_subsets(subsets: Tensor) -> tuple[Tensor, ...]:
+    """Cut random subsets, shape (P, r), into groups whose distances fit the memory together."""
+    r = subsets.shape[1]
+    at_once = max(1, min(_SUBSETS_AT_ONCE, _DISTANCES_AT_ONCE // r**2))
+    return torch.split(subsets, at_once)
 
 
 def relative_gradient_error(

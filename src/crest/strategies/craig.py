@@ -43,7 +43,7 @@ class Craig(SubsetSettings):
         Raises:
             ValueError: If the settings do not fit the task.
         """
-        return SubsetPlanner(self, task, _pick)
+        return SubsetPlanner(self, task, _pick, reads_inputs=False)
 
 
 def _pick(

@@ -297,7 +297,8 @@ class _CrestPlanner:
                 losses = noise = examples.fresh_losses(check_subset)
             self._watch(check_subset, losses)
             assert self._anchor is not None
-            displacement = self._parameters(examples) - self._anchor
+            parameters = self._parameters(examples)
+            displacement = parameters - self._anchor.to(parameters.device)
             predicted, measured = model(displacement), float(losses.mean())
             return {
                 "relative_error": relative_error(predicted, measured),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crest.pool import Deck
 from crest.selection import facility_location
-from crest.strategies.coresets import SUBSETS_AT_ONCE, resolve_num_candidates
+from crest.strategies.coresets import resolve_num_candidates, split_subsets
 from crest.strategies.last_seen import LastSeen
 from crest.strategies.protocol import Examples, MiniBatch, Planner, Region, Task
 
@@ -125,7 +125,7 @@ class _RememberingPlanner:
         count = max(groups // accumulated, 1) * accumulated
         subsets = torch.stack([self._deck.draw(self._num_candidates) for _ in range(count)])
         picks: list[Tensor] = []
-        for some in subsets.split(SUBSETS_AT_ONCE):
+        for some in split_subsets(subsets):
             rows = self._pick(self._gradients.values[some], self._task.batch_size)
             picks += some.gather(1, rows)
         return picks

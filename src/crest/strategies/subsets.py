@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,15 +85,21 @@ class SubsetPlanner:
         settings: Those of the method.
         task: Sizes and randomness of the run.
         pick: The method.
+        reads_inputs: Whether the method asks for the inputs of the head. None asks for
+            `input_gradients`: neither is kept for nothing, they are the most of what n examples
+            take.
 
     Raises:
         ValueError: If the subset is smaller than a mini-batch.
     """
 
-    def __init__(self, settings: SubsetSettings, task: Task, pick: Pick) -> None:
+    def __init__(
+        self, settings: SubsetSettings, task: Task, pick: Pick, *, reads_inputs: bool = True
+    ) -> None:
         self._settings = settings
         self._task = task
         self._pick = pick
+        self._reads_inputs = reads_inputs
         self._size = max(round(settings.subset_fraction * task.num_examples), 1)
         if task.batch_size > self._size:
             raise ValueError(
@@ -136,10 +143,15 @@ class SubsetPlanner:
             for some in everything.split(_EXAMPLES_AT_ONCE):
                 if not keep_views:
                     examples.hold(some)
-                parts.append(examples.last_layer_gradients(some))
+                parts.append(self._needed(examples.last_layer_gradients(some)))
             if not keep_views:
                 examples.release(everything[:0])
         return LastLayerGradients.concatenate(parts)
+
+    def _needed(self, gradients: LastLayerGradients) -> LastLayerGradients:
+        nothing = gradients.errors.new_empty(len(gradients.errors), 0)
+        inputs = gradients.inputs if self._reads_inputs else nothing
+        return dataclasses.replace(gradients, inputs=inputs, input_gradients=nothing)
 
     def _shares(self, labels: Tensor, device: torch.device) -> list[Share]:
         unknown = int((labels < 0).sum())
