@@ -93,6 +93,24 @@ def test_every_baseline_runs_from_the_command_line(tmp_path):
     assert {record["steps"] for record in records} == {4}
 
 
+def test_runs_that_diverge_are_named_and_the_others_shown(tmp_path, capsys, monkeypatch):
+    train = comparison.train
+
+    def diverging(settings, *arguments, **options):
+        if settings.strategy == "crest_paper":
+            raise ValueError("losses must be finite; got nan")
+        return train(settings, *arguments, **options)
+
+    monkeypatch.setattr(comparison, "train", diverging)
+    words = "compare digits --network mlp --epochs 1 --seeds 0 --strategies crest_paper,random"
+    assert main([*words.split(), "--out", str(tmp_path)]) == 2
+    out, told = capsys.readouterr()
+    assert "crest_paper, seed 0: failed: losses must be finite; got nan\n" in told
+    assert told.endswith("crest: error: 1 run(s) failed, as told above.\n")
+    assert "\nrandom  " in out
+    assert (tmp_path / "comparison.png").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -82,11 +82,15 @@ def _compare(chosen: argparse.Namespace) -> None:
     require("matplotlib.figure", "crest compare")  # now, not after hours of training
     plan = _plan(chosen, chosen.strategies, chosen.seeds)
     records = _train_all(chosen, plan, time_matched=chosen.time_matched)
+    failed = len(plan) - sum(not record["equal_time"] for record in records)
+    if not records:
+        _report_failures(failed)
     figure = chosen.out / "comparison.png"
     plot_comparison(records, figure)
     print(format_table(records))
     lines = [verdict(records), f"Written: {chosen.out / 'results.json'}, {figure}"]
     print("\n" + "\n".join(line for line in lines if line))
+    _report_failures(failed)
 
 
 def _run(chosen: argparse.Namespace) -> None:
@@ -134,6 +138,14 @@ def _reproduce(chosen: argparse.Namespace) -> None:
             f"{outcome.left} run(s) of {chosen.item} are left; give the same command again to go "
             "on where it stopped."
         )
+    if outcome.others:
+        print(f"{outcome.others} run(s) of {chosen.item} are left to other shards.")
+    _report_failures(outcome.failed)
+
+
+def _report_failures(count: int) -> None:
+    if count:
+        raise ValueError(f"{count} run(s) failed, as told above.")
 
 
 def _make_folder(out: Path) -> None:

@@ -12,7 +12,7 @@ class Log:
     """Remembers what a comparison says."""
 
     def __init__(self):
-        self.planned, self.begun, self.kept, self.steps = [], [], [], 0
+        self.planned, self.begun, self.kept, self.failed, self.steps = [], [], [], [], 0
 
     def plan(self, steps):
         self.planned.append(list(steps))
@@ -25,6 +25,9 @@ class Log:
 
     def finish(self, record, *, kept):
         self.kept.append(kept)
+
+    def fail(self, settings, error):
+        self.failed.append((settings.strategy, settings.seed, str(error)))
 
 
 def make_plan(strategies=("crest", "random", "full"), seeds=(0, 1), **changes):
@@ -87,6 +90,34 @@ def test_a_run_that_was_under_way_goes_on_from_its_last_save(data, tmp_path, mon
     assert not list((tmp_path / "under-way").iterdir())
     (whole,) = compare(plan, data, Results(tmp_path / "other.json"), Log())
     assert (record["accuracy"], record["updates"]) == (whole["accuracy"], whole["updates"])
+
+
+def test_a_run_that_diverges_leaves_the_others_to_go_on(data, tmp_path, monkeypatch):
+    train = comparison.train
+
+    def diverging(settings, *arguments, **options):
+        if (settings.strategy, settings.seed) == ("crest", 0):
+            raise ValueError("losses must be finite; got nan")
+        return train(settings, *arguments, **options)
+
+    monkeypatch.setattr(comparison, "train", diverging)
+    results, log = Results(tmp_path / "results.json"), Log()
+    plan = make_plan(["crest", "random"])
+    records = compare(plan, data, results, log, time_matched=True)
+    assert log.failed == [("crest", 0, "losses must be finite; got nan")]
+    assert [(r["strategy"], r["seed"], r["equal_time"]) for r in records] == [
+        ("random", 0, False), ("crest", 1, False), ("random", 1, False), ("random", 1, True),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="must be finite"):
+        compare(plan[:1], data, results, Log())
+
+
+def test_what_does_not_fit_is_refused_before_the_first_run(data, tmp_path):
+    log = Log()
+    plan = make_plan(["random", "crest"], options={"subset_size": 10**6})
+    with pytest.raises(ValueError, match="subset_size must be at most the number of examples"):
+        compare(plan, data, Results(tmp_path / "results.json"), log)
+    assert log.begun == []
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,9 @@ def test_compiling_without_a_compiler_is_refused_in_a_sentence(data, monkeypatch
 
 
 def test_diverging_loss_is_named(data):
-    with pytest.raises(ValueError, match=r"loss must be finite; got nan at step \d+. Lower --lr"):
+    with pytest.raises(
+        ValueError, match=r"loss must be finite; got nan at step \d+. Lower the learning"
+    ):
         train(make(lr=1e30), data)
 
 

@@ -12,7 +12,7 @@ def make_record():
             "equal_time": False, "settings": {}, "steps": steps, "accuracy": accuracy,
             "accuracy_gap": None, "seconds": 2.0, "cost": float(steps), "overhead": 0.0,
             "updates": 0,
-            "history": {"records": [{"length": steps, "selected": strategy == "crest"}]},
+            "history": {"records": [{"step": 0, "length": steps, "selected": strategy == "crest"}]},
             "curve": [
                 {"step": steps // 2, "seconds": 1.0, "accuracy": accuracy / 2},
                 {"step": steps, "seconds": 2.0, "accuracy": accuracy},

@@ -1,11 +1,14 @@
 """Each item becomes a table or figure beside the paper's numbers."""
 
 import io
+import math
 
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from crest.experiments.paper import ITEMS, reproduce
+from crest.report import paper_figure
 from crest.report.paper_figure import plot_item
 from crest.report.paper_table import format_item, title
 from crest.report.progress import LineProgress
@@ -45,6 +48,37 @@ def test_the_legend_names_what_any_panel_shows(out, monkeypatch):
     monkeypatch.setattr(Figure, "legend", lambda _, handles, labels, **__: shown.extend(labels))
     plot_item(make("fig2", out), out / "legend.png")
     assert shown == ["ours", "paper"]  # the paper gives no run times, so the first panel lacks it
+
+
+@pytest.mark.parametrize(
+    ("x_label", "expected"),
+    [
+        ("step", [(20, 90.0), (60, 72.0)]),  # at 20 but one seed has something to average
+        ("times picked", [(20, 45.0), (60, 72.0)]),
+        ("updates", [(40.0, 70.0)]),
+    ],
+)
+def test_seeds_are_averaged_where_they_mean_the_same(x_label, expected):
+    curves = [[(20, 90), (60, 94)], [(60, 50)]]
+    assert paper_figure._average(curves, x_label) == expected
+
+
+def test_what_is_missing_has_no_bar(tmp_path, monkeypatch):
+    heights = []
+    bar = Axes.bar
+
+    def spy(self, x, height, *arguments, **options):
+        heights.extend(height)
+        return bar(self, x, height, *arguments, **options)
+
+    monkeypatch.setattr(Axes, "bar", spy)
+    outcome = reproduce(
+        "fig8", "smoke", data_dir=tmp_path, out=tmp_path, progress=LineProgress(io.StringIO()),
+        shard=(1, 2),
+    )  # fmt: skip
+    plot_item(outcome, tmp_path / "fig8.png")
+    assert 0.0 not in heights[1:]  # the first is full training
+    assert any(map(math.isnan, heights))
 
 
 def row_of(text, label):

@@ -3,29 +3,32 @@
 import pytest
 from PIL import Image
 
+from crest.experiments.settings import STRATEGIES
 from crest.report import plot
 from crest.report.plot import plot_comparison
 
 
 def test_the_figure_is_a_picture_with_both_panels(make_record, tmp_path, monkeypatch):
-    drawn = []
+    drawn, styles = [], set()
     draw = plot._draw
 
-    def spy(panel, name, records, key):
+    def spy(panel, name, records, key, style):
         drawn.append((name, key))
-        draw(panel, name, records, key)
+        styles.add((name, style))
+        draw(panel, name, records, key, style)
 
     monkeypatch.setattr(plot, "_draw", spy)
     path = tmp_path / "comparison.png"
     records = [
         make_record(strategy, seed=seed, accuracy=0.5 + seed / 10)
         for seed in (0, 1)
-        for strategy in ("crest", "random", "full", "craig")
+        for strategy in STRATEGIES
     ]
     plot_comparison(records, path)
     assert sorted(drawn) == sorted(
-        (name, key) for name in ("crest", "random", "full", "craig") for key in ("step", "seconds")
+        (name, key) for name in STRATEGIES for key in ("step", "seconds")
     )
+    assert len(styles) == len({style for _, style in styles}) == len(STRATEGIES)
     with Image.open(path) as image:
         image.load()
         assert image.width > 1.5 * image.height

@@ -14,9 +14,9 @@ from crest.experiments.diagnosis import check_diagnostics
 from crest.experiments.protocol import LabelledData
 from crest.experiments.results import Results
 from crest.experiments.settings import RunSettings
-from crest.experiments.training import count_steps, train
+from crest.experiments.training import check, count_steps, train
 
-__all__ = ["OURS", "Progress", "compare", "lacks", "train_and_keep"]
+__all__ = ["OURS", "Progress", "check_runs", "compare", "lacks", "train_and_keep"]
 
 OURS = ("crest", "crest_paper", "remembered")  # whose seconds random batches are given
 
@@ -38,6 +38,10 @@ class Progress(Protocol):
 
     def finish(self, record: dict[str, Any], *, kept: bool) -> None:
         """Hear the record of a run, finished now or kept from before."""
+        ...
+
+    def fail(self, settings: RunSettings, error: ValueError) -> None:
+        """Hear that a run has no record, and why; others go on."""
         ...
 
 
@@ -64,11 +68,12 @@ def compare(
             trained again, and its record replaced.
 
     Returns:
-        The records of the plan, then those of equal time.
+        The records of the plan, then those of equal time; without the runs that failed, such as
+        those that diverged.
 
     Raises:
-        ValueError: If `time_matched` and the plan lacks a strategy it needs, or a diagnostic is
-            unknown.
+        ValueError: If `time_matched` and the plan lacks a strategy it needs, a diagnostic is
+            unknown, or a run cannot start: before the first is trained. Or if the only run fails.
     """
     check_diagnostics(diagnostics)
     if time_matched:
@@ -78,11 +83,11 @@ def compare(
                 "equal time needs the strategies random and crest, crest_paper or remembered; "
                 f"the plan has {', '.join(sorted(planned))}."
             )
-    settings_of_records = _run_all(plan, data, results, progress, diagnostics)
+    keys = _run_all(plan, data, results, progress, diagnostics)
     if time_matched:
         equal_time = _plan_equal_time(plan, data, results)
-        settings_of_records += _run_all(equal_time, data, results, progress, diagnostics)
-    found = [results.find(settings) for settings in settings_of_records]
+        keys += _run_all(equal_time, data, results, progress, diagnostics)
+    found = [results.find(key) for key in keys]
     return [record for record in found if record is not None]
 
 
@@ -94,19 +99,41 @@ def _run_all(
     diagnostics: Sequence[str],
 ) -> list[dict[str, Any]]:
     """Train what is not there yet, and return what to look the records up by."""
-    looked_up = [settings.to_record(data.fingerprint) for settings in plan]
-    progress.plan(
-        count_steps(settings, data)
-        for settings, record in zip(plan, looked_up, strict=True)
-        if lacks(results.find(record), diagnostics)
-    )
-    for settings, key in zip(plan, looked_up, strict=True):
-        record = results.find(key)
-        kept = not lacks(record, diagnostics)
-        if record is None or not kept:
-            record = train_and_keep(settings, data, results, progress, diagnostics)
-        progress.finish(record, kept=kept)
-    return looked_up
+    keys = [settings.to_record(data.fingerprint) for settings in plan]
+    left = [
+        settings
+        for settings, key in zip(plan, keys, strict=True)
+        if lacks(results.find(key), diagnostics)
+    ]
+    check_runs(left, data)
+    progress.plan(count_steps(settings, data) for settings in left)
+    for settings, key in zip(plan, keys, strict=True):
+        if settings in left:
+            try:
+                train_and_keep(settings, data, results, progress, diagnostics)
+            except ValueError as error:
+                if len(plan) == 1:
+                    raise
+                progress.fail(settings, error)
+        else:
+            record = results.find(key)
+            assert record is not None
+            progress.finish(record, kept=True)
+    return keys
+
+
+def check_runs(plan: Sequence[RunSettings], data: LabelledData) -> None:
+    """Refuse what would stop a run before its first step, such as too small a data set.
+
+    Args:
+        plan: Runs; one of each strategy is looked at.
+        data: Train and test examples.
+
+    Raises:
+        ValueError: If a run cannot start.
+    """
+    for settings in {settings.strategy: settings for settings in plan}.values():
+        check(settings, data)
 
 
 def train_and_keep(
@@ -117,7 +144,7 @@ def train_and_keep(
     diagnostics: Sequence[str],
     *,
     deadline: float = math.inf,
-) -> dict[str, Any]:
+) -> None:
     """Train a run, from where it was stopped if it was, and keep its record.
 
     While the run is under way, its state is saved every two minutes beside the results.
@@ -126,12 +153,9 @@ def train_and_keep(
         settings: Of the run.
         data: Train and test examples.
         results: Takes the record.
-        progress: Hears the steps.
+        progress: Hears the steps and the record.
         diagnostics: What else to measure, beside what an older record of the run has.
         deadline: When to save and pause, in the seconds of `time.monotonic`.
-
-    Returns:
-        The record.
 
     Raises:
         Paused: If the deadline is past.
@@ -148,7 +172,7 @@ def train_and_keep(
         train(settings, data, on_step=progress.advance, diagnostics=wanted, checkpoint=checkpoint)
     )
     checkpoint.remove()
-    return record
+    progress.finish(record, kept=False)
 
 
 def lacks(record: dict[str, Any] | None, diagnostics: Sequence[str]) -> bool:
@@ -173,13 +197,14 @@ def _plan_equal_time(
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for settings in plan:
         record = results.find(settings.to_record(data.fingerprint))
-        assert record is not None
-        found[settings.strategy, settings.seed] = record
+        if record is not None:
+            found[settings.strategy, settings.seed] = record
     matched = next(settings.strategy for settings in plan if settings.strategy in OURS)
     equal_time = []
     for settings in plan:
-        if settings.strategy == "random":
-            crest, random = found[matched, settings.seed], found["random", settings.seed]
+        crest = found.get((matched, settings.seed))
+        random = found.get(("random", settings.seed))
+        if settings.strategy == "random" and crest and random:
             steps = round(random["steps"] * crest["seconds"] / random["seconds"])
             equal_time.append(dataclasses.replace(settings, num_steps=max(steps, 1)))
     return equal_time

@@ -32,7 +32,7 @@ DIAGNOSTICS = (
 )
 
 _GRADIENT_MEASUREMENTS = 10  # at most: each passes over thousands of examples
-_GRADIENT_EXAMPLES = 5000  # that the full gradient is measured on, at most
+_GRADIENT_EXAMPLES = 5000  # that the full gradient is measured on, if there are as many
 
 
 class Diagnosis:
@@ -65,6 +65,9 @@ class Diagnosis:
         self._look = look
         self._subset_size = subset_size
         self._look_at = evenly_spaced(num_steps, evaluations)
+        self._num_examples = min(
+            max(_GRADIENT_EXAMPLES, 2 * loader.batch_size), loader.num_examples
+        )
         self._gradients_at = evenly_spaced(num_steps, min(evaluations, _GRADIENT_MEASUREMENTS))
         self._forgetting = Forgetting(loader.num_examples)
         self._selections = Selections(loader.num_examples)
@@ -96,7 +99,7 @@ class Diagnosis:
         if "gradient_error" in self._names and step in self._gradients_at:
             error = measure_gradient_error(
                 self._loader,
-                num_examples=min(_GRADIENT_EXAMPLES, self._loader.num_examples),
+                num_examples=self._num_examples,
                 subset_size=self._subset_size,
                 seed=step,
             )

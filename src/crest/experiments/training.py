@@ -28,7 +28,7 @@ from crest.experiments.memory import keep_freed_memory
 from crest.experiments.protocol import LabelledData, Views
 from crest.experiments.settings import VALIDATION_FRACTION, RunSettings
 
-__all__ = ["count_steps", "train"]
+__all__ = ["check", "count_steps", "train"]
 
 _STEPS_TO_COMPILE = 3  # with CUDA graphs: one to warm up, one to record, one to see
 _EVALUATION_BATCH = 250  # test examples in one forward pass; more do not fit a cache
@@ -154,6 +154,20 @@ def train(
         },
         "machine": _machine(device),
     }
+
+
+def check(settings: RunSettings, data: LabelledData) -> None:
+    """Refuse what does not fit the data, without training.
+
+    Args:
+        settings: What to train and how.
+        data: Train and test examples.
+
+    Raises:
+        ValueError: If settings and data do not fit.
+    """
+    count_steps(settings, data)
+    _make_loader(settings, data, data.make_views("cpu", augment=False), nn.Linear(1, 1))
 
 
 def count_steps(settings: RunSettings, data: LabelledData) -> int:
@@ -313,7 +327,8 @@ def _rehearse(
 def _check_finite(loss: Tensor, step: int) -> None:
     if not math.isfinite(loss.item()):
         raise ValueError(
-            f"the training loss must be finite; got {loss.item()} at step {step}. Lower --lr."
+            f"the training loss must be finite; got {loss.item()} at step {step}. Lower the "
+            "learning rate."
         )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +54,9 @@ def plot_item(outcome: Outcome, path: Path) -> None:
         if label in bars:
             _draw_bars(panel, outcome, label, bars[label])
         else:
-            _draw_curves(panel, outcome, curves[label])
-            panel.set_xlabel(_X_LABELS.get(label, "step"))
+            x_label = _X_LABELS.get(label, _STEP)
+            _draw_curves(panel, outcome, curves[label], x_label)
+            panel.set_xlabel(x_label)
             if label in _LOGARITHMIC:
                 panel.set_yscale("log")
         panel.set_title(label, fontsize=10)
@@ -72,7 +75,9 @@ def plot_item(outcome: Outcome, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _draw_curves(panel: Any, outcome: Outcome, measure: Callable[[dict[str, Any]], Any]) -> None:
+def _draw_curves(
+    panel: Any, outcome: Outcome, measure: Callable[[dict[str, Any]], Any], x_label: str
+) -> None:
     (task,) = outcome.tasks
     for variant in outcome.item.variants:
         curves: list[dict[str, _Points]] = [
@@ -81,7 +86,7 @@ def _draw_curves(panel: Any, outcome: Outcome, measure: Callable[[dict[str, Any]
             for found in [measure(record)]
         ]
         for quantity in dict.fromkeys(key for curve in curves for key in curve):
-            points = _average(curve[quantity] for curve in curves)
+            points = _average([curve[quantity] for curve in curves], x_label)
             if not points:
                 continue
             colour, line = _STYLES[variant.label]
@@ -91,12 +96,17 @@ def _draw_curves(panel: Any, outcome: Outcome, measure: Callable[[dict[str, Any]
             panel.plot(*zip(*points, strict=True), line, color=colour, label=label, marker=".")
 
 
-def _average(curves: Iterable[_Points]) -> _Points:
-    """Average the k-th points of several curves."""
-    return [
-        (statistics.fmean(x for x, _ in points), statistics.fmean(y for _, y in points))
-        for points in zip(*curves, strict=False)
-    ]
+def _average(curves: Sequence[_Points], x_label: str) -> _Points:
+    """Average over seeds: at each step that some have, or each count, of which others have 0."""
+    if x_label == "updates":  # differ from seed to seed: the k-th points belong together
+        return [
+            (statistics.fmean(x for x, _ in points), statistics.fmean(y for _, y in points))
+            for points in zip(*curves, strict=False)
+        ]
+    at: dict[float, list[float]] = {}
+    for x, y in itertools.chain.from_iterable(curves):
+        at.setdefault(x, []).append(y)
+    return [(x, sum(at[x]) / (len(at[x]) if x_label == _STEP else len(curves))) for x in sorted(at)]
 
 
 def _draw_bars(
@@ -112,15 +122,15 @@ def _draw_bars(
             if values or paper:
                 several = f"{task}\n" if len(outcome.tasks) > 1 else ""
                 labels.append(several + variant.label)
-                ours.append(statistics.fmean(values) if values else 0.0)
-                spread.append(statistics.stdev(values) if len(values) > 1 else 0.0)
-                theirs.append(paper[0] if paper else 0.0)
+                ours.append(statistics.fmean(values) if values else math.nan)
+                spread.append(statistics.stdev(values) if len(values) > 1 else math.nan)
+                theirs.append(paper[0] if paper else math.nan)
     places = range(len(labels))
     left = [place - 0.2 for place in places]
     panel.bar(left, ours, 0.4, color="#d55e00", label="ours", yerr=spread, capsize=2)
-    if any(theirs):
+    if not all(map(math.isnan, theirs)):
         panel.bar([place + 0.2 for place in places], theirs, 0.4, color="#999999", label="paper")
-    panel.set_xticks(list(places), labels, fontsize=7, rotation=30)
+    panel.set_xticks(list(places), labels, fontsize=7, rotation=45, ha="right")
     panel.set_ylabel("%")
 
 
@@ -197,6 +207,7 @@ _QUANTITIES = {
     "random subsets V_r": ("subset_variance", "#009e73", "-."),
 }
 
+_STEP = "step"
 _X_LABELS = {
     "test accuracy over updates, %": "updates",
     "examples picked so often": "times picked",

@@ -47,8 +47,9 @@ def format_item(outcome: Outcome) -> str:
     special = {"table2": _seconds, "table4": _setups, "table6": _settings}
     rows = special.get(outcome.name, _results)(outcome)
     notes = [f"Paper: {STATED[outcome.name]}"]
-    if outcome.left:
-        notes.append(f"{outcome.left} run(s) are not finished; `-` and missing seeds are theirs.")
+    unfinished = outcome.left + outcome.others + outcome.failed
+    if unfinished:
+        notes.append(f"{unfinished} run(s) are not finished; `-` and missing seeds are theirs.")
     lines = [f"## {title(outcome)}", "", _line(rows[0]), "|" + "---|" * len(rows[0])]
     return "\n".join([*lines, *map(_line, rows[1:]), "", *notes])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,8 +21,13 @@ _STYLES = {
     "random": ("#0072b2", "--"),
     "random, equal time": ("#56b4e9", ":"),
     "full": ("#333333", "-"),
+    "remembered": ("#cc79a7", "-"),
 }
-_OTHER = ("#cc79a7", "-")
+_OTHERS = [  # taken in turn
+    (colour, line)
+    for line in ("--", ":")
+    for colour in ("#009e73", "#e69f00", "#999999", "#d55e00")
+]
 
 
 def plot_comparison(records: Iterable[dict[str, Any]], path: str | Path) -> None:
@@ -41,8 +47,10 @@ def plot_comparison(records: Iterable[dict[str, Any]], path: str | Path) -> None
     groups = group(records)
     panels = figure.subplots(1, 2, sharey=True)
     for panel, key, label in zip(panels, ("step", "seconds"), ("steps", "seconds"), strict=True):
+        others = itertools.cycle(_OTHERS)
         for name, some in groups.items():
-            _draw(panel, name, some, key)
+            style = _STYLES[name] if name in _STYLES else next(others)
+            _draw(panel, name, some, key, style)
         log_axis(panel)
         panel.set_xlabel(label)
         panel.grid(alpha=0.3)
@@ -53,7 +61,9 @@ def plot_comparison(records: Iterable[dict[str, Any]], path: str | Path) -> None
     what = "a single seed" if seeds == 1 else f"mean and standard deviation of {seeds} seeds"
     figure.suptitle(f"{first['data']}, {first['network']}: {what}")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(groups), frameon=False)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(len(groups), 6), frameon=False
+    )
     figure.savefig(path, dpi=150)
 
 
@@ -70,9 +80,11 @@ def log_axis(panel: Any) -> None:
     panel.xaxis.set_minor_formatter(ticker.NullFormatter())
 
 
-def _draw(panel: Any, name: str, records: Sequence[dict[str, Any]], key: str) -> None:
+def _draw(
+    panel: Any, name: str, records: Sequence[dict[str, Any]], key: str, style: tuple[str, str]
+) -> None:
     """Average over seeds at each evaluation: the k-th comes at the same share of every run."""
-    colour, line = _STYLES.get(name, _OTHER)
+    colour, line = style
     x, mean, spread = [], [], []
     for points in zip(*(record["curve"] for record in records), strict=False):
         accuracies = [100 * point["accuracy"] for point in points]

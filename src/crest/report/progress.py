@@ -78,6 +78,10 @@ class LineProgress:
         """Say what came out."""
         self._say(_line(record, kept=kept))
 
+    def fail(self, settings: RunSettings, error: ValueError) -> None:
+        """Say which run failed, and why."""
+        self._say(f"{_title(settings)}: failed: {error}")
+
     def _say(self, line: str) -> None:
         print(line, file=self._stream, flush=True)
         self._spoke = time.monotonic()
@@ -106,6 +110,9 @@ class _BarProgress:
         if not kept:
             self._before += record["steps"]
         self._bar.print(_line(record, kept=kept))
+
+    def fail(self, settings: RunSettings, error: ValueError) -> None:
+        self._bar.print(f"{_title(settings)}: failed: {error}")
 
 
 def _title(settings: RunSettings) -> str:

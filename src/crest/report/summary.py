@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from crest.experiments.comparison import OURS
 __all__ = ["Summary", "group", "selected_share", "summarize", "verdict"]
 
 _EQUAL_TIME = "random, equal time"
+
+# 97.5 % of Student's t for 1 to 10 degrees of freedom; the last serves for more, too.
+_T_QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ def summarize(records: Iterable[dict[str, Any]]) -> list[Summary]:
 def verdict(records: Iterable[dict[str, Any]]) -> str:
     """Say in a few words what CREST and remembered gradients gain over random batches, or do not.
 
-    A difference of paired seeds counts as clear only if its mean exceeds its standard deviation.
+    A difference of paired seeds counts as clear only if Student's t test tells it from zero at the
+    level of 5 %, two-sided.
 
     Args:
         records: See `experiments.training.train`.
@@ -113,7 +118,8 @@ def verdict(records: Iterable[dict[str, Any]]) -> str:
     ]
     name, crest = ours[0], groups[ours[0]]
     if _EQUAL_TIME in groups:
-        parts.append(f"Equal time: {_difference(name, crest, groups[_EQUAL_TIME])}.")
+        difference = _difference(name, crest, groups[_EQUAL_TIME])
+        parts.append(f"Equal time: {name} minus random is {difference}.")
     else:
         factor = _mean(crest, "seconds") / _mean(random, "seconds")
         parts.append(
@@ -123,8 +129,8 @@ def verdict(records: Iterable[dict[str, Any]]) -> str:
     share = statistics.fmean(map(selected_share, groups["crest"])) if "crest" in groups else 1.0
     if share < 0.995:
         parts.append(
-            f"Coresets did not pay: crest took {100 * (1 - share):.0f} % of its steps on random "
-            "batches (--option switch_off=False keeps it selecting)."
+            f"crest took {100 * (1 - share):.0f} % of its steps on random batches, where coresets "
+            "did not pay (--option switch_off=False keeps it selecting)."
         )
     remembered = groups.get("remembered")
     if remembered and not any(map(selected_share, remembered)):
@@ -135,7 +141,7 @@ def verdict(records: Iterable[dict[str, Any]]) -> str:
 
 
 def selected_share(record: dict[str, Any]) -> float:
-    """Compute the share of the steps that were planned on coresets.
+    """Compute the share of the steps that were taken on coresets.
 
     Args:
         record: Of a run, see `experiments.training.train`.
@@ -143,10 +149,13 @@ def selected_share(record: dict[str, Any]) -> float:
     Returns:
         In [0, 1]; 0 for random batches.
     """
-    regions = record["history"]["records"]
-    steps: int = sum(region["length"] for region in regions)
-    selected: int = sum(region["length"] for region in regions if region.get("selected"))
-    return selected / steps if steps else 0.0
+    steps: int = record["steps"]
+    selected: int = sum(
+        min(region["length"], steps - region["step"])  # the last is planned beyond the end
+        for region in record["history"]["records"]
+        if region.get("selected")
+    )
+    return selected / steps
 
 
 def _difference(name: str, one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> str:
@@ -164,7 +173,8 @@ def _difference(name: str, one: Sequence[dict[str, Any]], other: Sequence[dict[s
         return f"{mean:+.2f} points on a single seed, which proves nothing"
     spread = statistics.stdev(points)
     verdict = "no clear difference"
-    if abs(mean) > spread:
+    quantile = _T_QUANTILES[min(len(points) - 1, len(_T_QUANTILES)) - 1]
+    if spread and abs(mean) * math.sqrt(len(points)) > quantile * spread:
         verdict = f"{name} is better" if mean > 0 else f"{name} is worse"
     return f"{mean:+.2f} ± {spread:.2f} points over {len(points)} seeds, {verdict}"
 

@@ -10,7 +10,7 @@ from crest.report.summary import Summary, summarize
 __all__ = ["format_table"]
 
 _HEADER = (
-    *("strategy", "accuracy %", "gap to full %", "steps", "cost in random steps"),
+    *("strategy", "accuracy %", "relative error %", "steps", "cost in random steps"),
     *("break-even", "seconds"),
 )
 

@@ -73,10 +73,31 @@ def test_a_diagnostic_that_is_missing_is_measured(tmp_path):
 def test_shards_share_the_runs(tmp_path):
     one, _ = call(tmp_path, shard=(1, 2), seeds=[0])
     assert labels(one) == {"Full": 1, "Random": 1}
-    assert one.left == 2
+    assert (one.left, one.others) == (0, 2)
     assert call(tmp_path, shard=(1, 2), seeds=[0])[1] == ""  # the other half is not its own
     two, _ = call(tmp_path, shard=(2, 2), seeds=[0])
-    assert two.left == 0
+    assert (two.left, two.others) == (0, 0)
+
+
+def test_a_figure_shows_no_run_without_its_diagnostics(tmp_path):
+    call(tmp_path, "table3")
+    outcome, _ = call(tmp_path, "fig5", minutes=1e-9)
+    assert (labels(outcome), outcome.left) == ({}, 3)
+
+
+def test_a_run_that_fails_leaves_the_others_to_go_on(tmp_path, monkeypatch):
+    train = comparison.train
+
+    def diverging(settings, *arguments, **options):
+        if settings.strategy == "full":
+            raise ValueError("losses must be finite")
+        return train(settings, *arguments, **options)
+
+    monkeypatch.setattr(comparison, "train", diverging)
+    outcome, said = call(tmp_path)
+    assert "full, seed 0: failed: losses must be finite" in said
+    assert (outcome.failed, outcome.left, outcome.others) == (1, 0, 0)
+    assert labels(outcome) == dict.fromkeys(("CREST", "Random", "Random, m x 4"), 1)
 
 
 def add_records(path, numbers):

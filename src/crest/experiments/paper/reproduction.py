@@ -12,7 +12,7 @@ from typing import Any
 
 from crest.experiments.checkpoint import Paused
 from crest.experiments.choices import check_choice
-from crest.experiments.comparison import Progress, lacks, train_and_keep
+from crest.experiments.comparison import Progress, check_runs, lacks, train_and_keep
 from crest.experiments.paper.items import ITEMS, Item
 from crest.experiments.paper.tasks import SCALES, PaperTask, load_task
 from crest.experiments.protocol import LabelledData
@@ -34,7 +34,9 @@ class Outcome:
         records: Records over seeds, by task and label of the variant.
         facts: `classes`, `train` examples and `parameters` of each task, for items that train
             nothing.
-        left: Runs that are not finished.
+        left: Runs of this call's share that are not finished, and may go on.
+        others: Runs of other shares that are not finished.
+        failed: Runs that have no record and would fail again, such as those that diverge.
     """
 
     name: str
@@ -43,7 +45,9 @@ class Outcome:
     tasks: dict[str, PaperTask]
     records: dict[tuple[str, str], list[dict[str, Any]]]
     facts: dict[str, dict[str, int]]
-    left: int
+    left: int = 0
+    others: int = 0
+    failed: int = 0
 
 
 def reproduce(
@@ -95,7 +99,7 @@ def reproduce(
     chosen = {task: SCALES[scale][task] for task in item.tasks if not tasks or task in tasks}
     results = {task: Results(out / f"{task}.json") for task in chosen}
     if not item.trains and not item.variants:
-        return Outcome(name, item, scale, chosen, {}, {}, left=0)
+        return Outcome(name, item, scale, chosen, {}, {})
     data = {task: load_task(of, data_dir) for task, of in chosen.items()}
     deadline = time.monotonic() + 60 * minutes
     plan = [
@@ -105,18 +109,22 @@ def reproduce(
         for variant in item.variants
     ]
     keys = [settings.to_record(data[task].fingerprint) for task, _, settings in plan]
+    failed = left = 0
+    # Of the whole plan, so that a process that starts later takes the same share.
+    share = list(zip(plan, keys, strict=True))[index - 1 :: count]
     if item.trains:
-        # Of the whole plan, so that a process that starts later takes the same share.
-        share = list(zip(plan, keys, strict=True))[index - 1 :: count]
         mine = [
             (task, settings)
             for (task, _, settings), key in share
             if lacks(results[task].find(key), item.diagnostics)
         ]
+        for task, of in data.items():
+            check_runs([settings for planned, settings in mine if planned == task], of)
         progress.plan(count_steps(settings, data[task]) for task, settings in mine)
+        left = len(mine)
         for task, settings in mine:
             try:
-                record = train_and_keep(
+                train_and_keep(
                     settings,
                     data[task],
                     results[task],
@@ -126,19 +134,24 @@ def reproduce(
                 )
             except Paused:
                 break
-            progress.finish(record, kept=False)
+            except ValueError as error:
+                progress.fail(settings, error)
+                failed += 1
+            left -= 1
     records: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    left = 0
+    unfinished = 0
     for task, found in results.items():
         found.read_again()
         for (planned, label, _), key in zip(plan, keys, strict=True):
             if planned == task:
-                record_kept = found.find(key)
-                left += item.trains and lacks(record_kept, item.diagnostics)
-                if record_kept is not None:
-                    records.setdefault((task, label), []).append(record_kept)
+                record = found.find(key)
+                if record is None or lacks(record, item.diagnostics):
+                    unfinished += item.trains
+                else:
+                    records.setdefault((task, label), []).append(record)
     facts = {} if item.trains else {task: _facts(of, data[task]) for task, of in chosen.items()}
-    return Outcome(name, item, scale, chosen, records, facts, left)
+    others = max(unfinished - left - failed, 0)
+    return Outcome(name, item, scale, chosen, records, facts, left, others, failed)
 
 
 def _facts(task: PaperTask, data: LabelledData) -> dict[str, int]:
