@@ -212,16 +212,18 @@ def pack(items: list[Any]) -> _Packed:
         What `unpack` turns back into the same items.
     """
     first = items[0]
-    if all(type(item) is type(first) for item in items):
+    is_container = isinstance(first, (tuple, list)) or type(first) is dict
+    is_empty = is_container and not first  # has no columns to tell the number of rows by
+    if not is_empty and all(type(item) is type(first) for item in items):
         if type(first) is Tensor and all(
             item.shape == first.shape and item.dtype == first.dtype and item.device == first.device
             for item in items
         ):
             return _Packed("tensor", None, [torch.stack(items)])
-        if isinstance(first, (tuple, list)) and {len(item) for item in items} == {len(first) or -1}:
+        if isinstance(first, (tuple, list)) and len({len(item) for item in items}) == 1:
             columns = [pack(list(column)) for column in zip(*items, strict=True)]
             return _Packed("sequence", type(first), columns)
-        if type(first) is dict and first and all(item.keys() == first.keys() for item in items):
+        if type(first) is dict and all(item.keys() == first.keys() for item in items):
             return _Packed(
                 "mapping", list(first), [pack([item[key] for item in items]) for key in first]
             )

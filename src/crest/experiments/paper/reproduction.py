@@ -110,9 +110,9 @@ def reproduce(
     ]
     keys = [settings.to_record(data[task].fingerprint) for task, _, settings in plan]
     failed = left = 0
-    # Of the whole plan, so that a process that starts later takes the same share.
-    share = list(zip(plan, keys, strict=True))[index - 1 :: count]
     if item.trains:
+        # Of the whole plan, so that a process that starts later takes the same share.
+        share = list(zip(plan, keys, strict=True))[index - 1 :: count]
         mine = [
             (task, settings)
             for (task, _, settings), key in share
