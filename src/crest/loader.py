@@ -673,7 +673,7 @@ def _batch_size(train_loader: DataLoader[Any]) -> int:
     if type(sampler) is not BatchSampler:
         raise ValueError(
             "batch_size must be given for a loader with a batch sampler of its own, "
-            f"{type(sampler).__name__}; got None."
+            f"{type(sampler).__name__}, in whose place the strategy chooses examples; got None."
         )
     return sampler.batch_size
 
