@@ -14,13 +14,12 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from itertools import islice
+from itertools import chain, islice, repeat
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-import crest
 from crest.experiments.datasets import load_dataset
 from crest.experiments.memory import keep_freed_memory
 from crest.observer import Observer
@@ -56,20 +55,12 @@ def main() -> None:
 
 
 def _train(model: nn.Module, loader: DataLoader, steps: int) -> None:
-    criterion = nn.CrossEntropyLoss(reduction="none")
     device = next(model.parameters()).device
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    short = crest.CoresetLoader(
-        loader,
-        model,
-        loss_fn=criterion,
-        strategy=crest.Random(),
-        budget=min(steps / len(loader), 1),
-    )
-    for inputs, targets, weights in short:
-        losses = criterion(model(inputs.to(device)), targets.to(device))
+    for inputs, targets in islice(chain.from_iterable(repeat(loader)), steps):
+        loss = nn.functional.cross_entropy(model(inputs), targets.to(device))
         optimizer.zero_grad()
-        crest.weighted_mean(losses, weights).backward()
+        loss.backward()
         optimizer.step()
 
 

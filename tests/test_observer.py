@@ -391,9 +391,19 @@ def test_a_head_that_is_no_linear_layer_of_each_example_is_refused(model, inputs
         observer.last_layer_gradients((inputs, torch.zeros(8)))
 
 
-def test_a_head_that_the_loss_does_not_use_is_refused():
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_head_that_the_loss_does_not_use_is_refused(scaled):
     model = TwoHeads()
-    model.forward = lambda inputs: (model.body(inputs), model.classifier(inputs))
+    model.scale = nn.LayerNorm(20)  # after which the loss has a gradient of its own
+    if not scaled:
+        model.scale = nn.Identity()
+
+    def forward(inputs):
+        outputs = model.body(inputs)
+        unused = model.classifier(inputs)
+        return model.scale(outputs), unused
+
+    model.forward = forward
     observer = Observer(model, lambda outputs, target: CRITERION(outputs[0], target))
     with pytest.raises(ValueError, match=r"must depend on the head; .* 'classifier', the last"):
         observer.last_layer_gradients(make_tensors(8))

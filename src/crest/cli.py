@@ -81,8 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _compare(chosen: argparse.Namespace) -> None:
     require("matplotlib.figure", "crest compare")  # now, not after hours of training
     plan = _plan(chosen, chosen.strategies, chosen.seeds)
-    records = _train_all(chosen, plan, time_matched=chosen.time_matched)
-    failed = len(plan) - sum(not record["equal_time"] for record in records)
+    records, failed = _train_all(chosen, plan, time_matched=chosen.time_matched)
     if not records:
         _report_failures(failed)
     figure = chosen.out / "comparison.png"
@@ -94,7 +93,7 @@ def _compare(chosen: argparse.Namespace) -> None:
 
 
 def _run(chosen: argparse.Namespace) -> None:
-    records = _train_all(chosen, _plan(chosen, [chosen.strategy], [chosen.seed]))
+    records, _ = _train_all(chosen, _plan(chosen, [chosen.strategy], [chosen.seed]))
     print(format_table(records))
     print(f"\nWritten: {chosen.out / 'results.json'}")
 
@@ -159,7 +158,7 @@ def _make_folder(out: Path) -> None:
 
 def _train_all(
     chosen: argparse.Namespace, plan: list[RunSettings], *, time_matched: bool = False
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], int]:
     """Check what can be checked before the first step, then train."""
     check_diagnostics(chosen.diagnostics)
     _make_folder(chosen.out)

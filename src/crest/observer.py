@@ -228,14 +228,18 @@ class Observer:
                     f"the head must run exactly once in a forward pass; it ran {len(outputs)} "
                     "times. Name another module with head=."
                 )
-            if not losses.requires_grad:
+            errors = input_gradients = None
+            if losses.requires_grad:
+                errors, input_gradients = torch.autograd.grad(
+                    losses.sum(), [outputs[0], inputs[0]], allow_unused=True
+                )
+            if errors is None:
                 raise ValueError(
                     f"the loss must depend on the head; it does not on {self._name(head)}, the "
                     "last linear layer that runs. Name the last layer with head=."
                 )
-            errors, input_gradients = torch.autograd.grad(
-                losses.sum(), [outputs[0], inputs[0]], allow_unused=True, materialize_grads=True
-            )
+            if input_gradients is None:  # a head that does not use its input
+                input_gradients = torch.zeros_like(inputs[0])
         found = [errors, inputs[0].detach(), input_gradients]
         for part in found:
             if len(part) != len(losses):

@@ -113,7 +113,10 @@ class Reader:
         return found
 
     def collate(self, items: Sequence[Any], seed: int) -> Any:
-        """Collate items in this process.
+        """Collate items in this process, once or again.
+
+        The dicts and lists of an item are copied, so that what a collate function takes out of
+        them, or puts there, is not missing or done twice the next time.
 
         Args:
             items: Items of one batch.
@@ -121,11 +124,21 @@ class Reader:
 
         Returns:
             The batch, as the user's collate_fn makes it.
+
+        Raises:
+            ValueError: If the collate function changed a tensor of an item in place.
         """
+        tensors: list[Tensor] = []
+        copies = [_copied(item, tensors) for item in items]
+        versions = [tensor._version for tensor in tensors]
         with seeded(seed):
-            # Held items are collated more than once: what a collate function takes out of one, or
-            # writes to it, must not be missing or written twice the next time.
-            return self._collate_fn([_copied(item) for item in items])
+            batch = self._collate_fn(copies)
+        if versions != [tensor._version for tensor in tensors]:
+            raise ValueError(
+                "collate_fn must not change the tensors of an item in place, as items are collated "
+                "for selection and again for training. Write x = x / 2 in place of x /= 2."
+            )
+        return batch
 
 
 class _Queue:
@@ -274,13 +287,22 @@ def place(batch: Any, device: torch.device) -> Any:
     return batch
 
 
-def _copied(item: Any) -> Any:
-    """Copy the dicts and lists that an item is made of, but not what they hold."""
-    if isinstance(item, (list, MutableMapping)):
-        return copy.copy(item)
-    if isinstance(item, tuple) and any(isinstance(part, (list, MutableMapping)) for part in item):
-        copied = [_copied(part) for part in item]
-        return type(item)._make(copied) if hasattr(item, "_make") else tuple(copied)
+def _copied(item: Any, tensors: list[Tensor]) -> Any:
+    """Copy the containers that an item is made of, and note the tensors they hold."""
+    if isinstance(item, Tensor):
+        if not item.is_inference():  # has no version
+            tensors.append(item)
+        return item
+    if isinstance(item, (tuple, list)):
+        parts = [_copied(part, tensors) for part in item]
+        if isinstance(item, tuple):
+            return type(item)._make(parts) if hasattr(item, "_make") else tuple(parts)
+        return parts
+    if isinstance(item, MutableMapping):
+        copied = copy.copy(item)
+        for key in item:
+            copied[key] = _copied(item[key], tensors)
+        return copied
     return item
 
 

@@ -30,6 +30,12 @@ class Log:
         self.failed.append((settings.strategy, settings.seed, str(error)))
 
 
+def train_all(*arguments, **options):
+    records, failed = compare(*arguments, **options)
+    assert failed == 0
+    return records
+
+
 def make_plan(strategies=("crest", "random", "full"), seeds=(0, 1), **changes):
     options = {"network": "mlp", "epochs": 3, "batch_size": 8, "budget": 0.5, "lr": 0.05}
     return plan_runs("digits", strategies, seeds, **{**options, **changes})
@@ -37,7 +43,7 @@ def make_plan(strategies=("crest", "random", "full"), seeds=(0, 1), **changes):
 
 def test_all_runs_are_trained_once_and_kept(data, tmp_path):
     results, log = Results(tmp_path / "results.json"), Log()
-    records = compare(make_plan(), data, results, log)
+    records = train_all(make_plan(), data, results, log)
     assert [(r["seed"], r["strategy"], r["steps"]) for r in records] == [
         (0, "crest", 11), (0, "random", 11), (0, "full", 21),
         (1, "crest", 11), (1, "random", 11), (1, "full", 21),
@@ -47,7 +53,7 @@ def test_all_runs_are_trained_once_and_kept(data, tmp_path):
     assert all(record["accuracy_gap"] is not None for record in records)
 
     again = Log()
-    assert compare(make_plan(), data, Results(results.path), again) == records
+    assert train_all(make_plan(), data, Results(results.path), again) == records
     assert (again.begun, again.kept) == ([], [True] * 6)
 
 
@@ -62,10 +68,10 @@ def test_an_interrupted_comparison_goes_on(data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(comparison, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        compare(make_plan(), data, Results(path), Log())
+        train_all(make_plan(), data, Results(path), Log())
     assert len(Results(path).records) == 2
     log = Log()
-    assert len(compare(make_plan(), data, Results(path), log)) == 6
+    assert len(train_all(make_plan(), data, Results(path), log)) == 6
     assert log.begun == [("full", 0), ("crest", 1), ("random", 1), ("full", 1)]
 
 
@@ -83,12 +89,12 @@ def test_a_run_that_was_under_way_goes_on_from_its_last_save(data, tmp_path, mon
     plan, results = make_plan(["crest_paper"], [0]), Results(tmp_path / "results.json")
     both = ["selections", "forgetting"]
     with pytest.raises(KeyboardInterrupt):
-        compare(plan, data, results, Interrupted(), diagnostics=both)
+        train_all(plan, data, results, Interrupted(), diagnostics=both)
     log = Log()
-    (record,) = compare(plan, data, results, log, diagnostics=both[::-1])
+    (record,) = train_all(plan, data, results, log, diagnostics=both[::-1])
     assert log.steps == 11 - 7  # the eighth step was not saved
     assert not list((tmp_path / "under-way").iterdir())
-    (whole,) = compare(plan, data, Results(tmp_path / "other.json"), Log())
+    (whole,) = train_all(plan, data, Results(tmp_path / "other.json"), Log())
     assert (record["accuracy"], record["updates"]) == (whole["accuracy"], whole["updates"])
 
 
@@ -103,20 +109,37 @@ def test_a_run_that_diverges_leaves_the_others_to_go_on(data, tmp_path, monkeypa
     monkeypatch.setattr(comparison, "train", diverging)
     results, log = Results(tmp_path / "results.json"), Log()
     plan = make_plan(["crest", "random"])
-    records = compare(plan, data, results, log, time_matched=True)
+    records, failed = compare(plan, data, results, log, time_matched=True)
+    assert failed == 1
     assert log.failed == [("crest", 0, "losses must be finite; got nan")]
     assert [(r["strategy"], r["seed"], r["equal_time"]) for r in records] == [
         ("random", 0, False), ("crest", 1, False), ("random", 1, False), ("random", 1, True),
     ]  # fmt: skip
     with pytest.raises(ValueError, match="must be finite"):
-        compare(plan[:1], data, results, Log())
+        train_all(plan[:1], data, results, Log())
+
+
+def test_a_run_of_equal_time_that_diverges_is_counted(data, tmp_path, monkeypatch):
+    train = comparison.train
+
+    def diverging(settings, *arguments, **options):
+        if settings.num_steps is not None:
+            raise ValueError("losses must be finite; got nan")
+        return train(settings, *arguments, **options)
+
+    monkeypatch.setattr(comparison, "train", diverging)
+    plan, log = make_plan(["crest", "random"], [0]), Log()
+    records, failed = compare(
+        plan, data, Results(tmp_path / "results.json"), log, time_matched=True
+    )
+    assert (len(records), failed, len(log.failed)) == (2, 1, 1)
 
 
 def test_what_does_not_fit_is_refused_before_the_first_run(data, tmp_path):
     log = Log()
     plan = make_plan(["random", "crest"], options={"subset_size": 10**6})
     with pytest.raises(ValueError, match="subset_size must be at most the number of examples"):
-        compare(plan, data, Results(tmp_path / "results.json"), log)
+        train_all(plan, data, Results(tmp_path / "results.json"), log)
     assert log.begun == []
 
 
@@ -125,19 +148,19 @@ def test_what_does_not_fit_is_refused_before_the_first_run(data, tmp_path):
 )
 def test_other_settings_are_trained_anew(data, tmp_path, change):
     results = Results(tmp_path / "results.json")
-    compare(make_plan(["crest"], [0]), data, results, Log())
+    train_all(make_plan(["crest"], [0]), data, results, Log())
     log = Log()
-    compare(make_plan(["crest"], [0], **change), data, results, log)
+    train_all(make_plan(["crest"], [0], **change), data, results, log)
     assert log.begun == [("crest", 0)]
     assert len(results.records) == 2
 
 
 def test_other_pixels_are_trained_anew(data, tmp_path):
     results, log = Results(tmp_path / "results.json"), Log()
-    compare(make_plan(["random"], [0]), data, results, log)
+    train_all(make_plan(["random"], [0]), data, results, log)
     data.__dict__.pop("fingerprint")
     data.train_images[0, 0, 0, 0] += 1
-    compare(make_plan(["random"], [0]), data, results, log)
+    train_all(make_plan(["random"], [0]), data, results, log)
     assert log.begun == [("random", 0)] * 2
 
 
@@ -153,26 +176,28 @@ def test_equal_time_stretches_random_to_the_seconds_of_crest(data, tmp_path, mon
     monkeypatch.setattr(comparison, "train", timed)
     results = Results(tmp_path / "results.json")
     plan = make_plan([matched, "random"])
-    records = compare(plan, data, results, Log(), time_matched=True)
+    records = train_all(plan, data, results, Log(), time_matched=True)
     equal = [record for record in records if record["equal_time"]]
     assert [(record["seed"], record["steps"]) for record in equal] == [(0, 33), (1, 44)]
     assert [record["equal_time"] for record in records[:4]] == [False] * 4
 
     log = Log()
-    assert compare(plan, data, results, log, time_matched=True) == records
+    assert train_all(plan, data, results, log, time_matched=True) == records
     assert log.begun == []
 
 
 def test_equal_time_needs_both_strategies(data, tmp_path):
     with pytest.raises(ValueError, match="remembered; the plan has crest"):
-        compare(make_plan(["crest"]), data, Results(tmp_path / "r.json"), Log(), time_matched=True)
+        train_all(
+            make_plan(["crest"]), data, Results(tmp_path / "r.json"), Log(), time_matched=True
+        )
 
 
 def test_a_run_that_lacks_a_diagnostic_is_trained_again_and_keeps_those_it_had(data, tmp_path):
     results, plan = Results(tmp_path / "results.json"), make_plan(["crest", "random"], [0])
     for diagnostics, begun in [([], 2), (["selections"], 2), ([], 0), (["excluded"], 2)]:
         log = Log()
-        records = compare(plan, data, results, log, diagnostics=diagnostics)
+        records = train_all(plan, data, results, log, diagnostics=diagnostics)
         assert len(log.begun) == len(log.planned[0]) == begun
         assert log.kept == [begun == 0] * 2
     assert [list(record["diagnostics"]) for record in records] == [["selections", "excluded"]] * 2
@@ -180,13 +205,13 @@ def test_a_run_that_lacks_a_diagnostic_is_trained_again_and_keeps_those_it_had(d
     for record in results.records:
         del record["diagnostics"]  # as before there were any
     log = Log()
-    compare(plan[:1], data, results, log, diagnostics=["excluded"])
+    train_all(plan[:1], data, results, log, diagnostics=["excluded"])
     assert log.begun == [("crest", 0)]
 
 
 def test_runs_of_equal_time_are_diagnosed_too(data, tmp_path):
     results = Results(tmp_path / "results.json")
-    records = compare(
+    records = train_all(
         make_plan(["crest", "random"], [0]), data, results, Log(),
         time_matched=True, diagnostics=["selections"],
     )  # fmt: skip
@@ -196,5 +221,5 @@ def test_runs_of_equal_time_are_diagnosed_too(data, tmp_path):
 def test_unknown_diagnostics_are_refused_before_the_first_run(data, tmp_path):
     log = Log()
     with pytest.raises(ValueError, match="diagnostic must be one of gradient_error, .*got 'bias'"):
-        compare(make_plan(), data, Results(tmp_path / "r.json"), log, diagnostics=["bias"])
+        train_all(make_plan(), data, Results(tmp_path / "r.json"), log, diagnostics=["bias"])
     assert log.planned == []

@@ -11,7 +11,7 @@ import crest
 from crest.experiments import training
 from crest.experiments.learning_rate import learning_rate_factor
 from crest.experiments.settings import STRATEGIES, RunSettings
-from crest.experiments.training import count_steps, train
+from crest.experiments.training import check, count_steps, train
 from crest.experiments.views import ImageViews
 
 
@@ -200,7 +200,7 @@ def test_compiling_without_a_compiler_is_refused_in_a_sentence(data, monkeypatch
     monkeypatch.setenv("CXX", "no-such-compiler")
 
     with pytest.raises(ValueError, match="no-such-compiler is not found"):
-        train(make("random", budget=0.1, compile="default"), data)
+        check(make("random", budget=0.1, compile="default"), data)
 
 
 def test_diverging_loss_is_named(data):

@@ -252,7 +252,8 @@ class Pairs(Dataset):
         return len(self.inputs)
 
     def __getitem__(self, index):
-        return {"x": self.inputs[index], "label": int(self.targets[index]), "meta": {}, "boxes": []}
+        label = {"label": int(self.targets[index])}
+        return {"x": self.inputs[index], "target": label, "meta": {}, "boxes": []}
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -261,7 +262,7 @@ class Pairs(Dataset):
 )
 def test_a_collate_function_may_write_to_the_items(strategy, num_workers):
     def collate(items):
-        labels = torch.tensor([item.pop("label") for item in items])
+        labels = torch.tensor([item.pop("target").pop("label") for item in items])
         for item in items:
             item["x"] = item["x"] / 2
         return torch.stack([item["x"] for item in items]), labels
@@ -277,6 +278,18 @@ def test_a_collate_function_may_write_to_the_items(strategy, num_workers):
 
     train(loader, model, epochs=2, on_step=check)
     assert loader.history.passes["features"]["forward"] > 0
+
+
+def test_a_collate_function_that_changes_a_tensor_in_place_is_refused():
+    def collate(items):
+        return torch.stack([x.mul_(0.5) for x, _ in items]), torch.stack([y for _, y in items])
+
+    train_loader = DataLoader(TensorDataset(*make_tensors()), 16, shuffle=True, collate_fn=collate)
+    loader = crest.CoresetLoader(
+        train_loader, make_model(), loss_fn=CRITERION, strategy=crest.GreedyMiniBatch()
+    )
+    with pytest.raises(ValueError, match="collate_fn must not change the tensors of an item"):
+        next(iter(loader))
 
 
 def test_examples_may_stand_in_columns():

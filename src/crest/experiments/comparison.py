@@ -53,7 +53,7 @@ def compare(
     *,
     time_matched: bool = False,
     diagnostics: Sequence[str] = (),
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], int]:
     """Train each run of a plan unless its record is there already.
 
     Args:
@@ -68,8 +68,8 @@ def compare(
             trained again, and its record replaced.
 
     Returns:
-        The records of the plan, then those of equal time; without the runs that failed, such as
-        those that diverged.
+        The records of the plan, then those of equal time; and how many runs have none, as they
+        failed: those that diverged.
 
     Raises:
         ValueError: If `time_matched` and the plan lacks a strategy it needs, a diagnostic is
@@ -83,12 +83,12 @@ def compare(
                 "equal time needs the strategies random and crest, crest_paper or remembered; "
                 f"the plan has {', '.join(sorted(planned))}."
             )
-    keys = _run_all(plan, data, results, progress, diagnostics)
+    keys = _run_all(plan, data, results, progress, diagnostics, raises=len(plan) == 1)
     if time_matched:
         equal_time = _plan_equal_time(plan, data, results)
         keys += _run_all(equal_time, data, results, progress, diagnostics)
-    found = [results.find(key) for key in keys]
-    return [record for record in found if record is not None]
+    records = [record for key in keys if (record := results.find(key)) is not None]
+    return records, len(keys) - len(records)
 
 
 def _run_all(
@@ -97,6 +97,8 @@ def _run_all(
     results: Results,
     progress: Progress,
     diagnostics: Sequence[str],
+    *,
+    raises: bool = False,
 ) -> list[dict[str, Any]]:
     """Train what is not there yet, and return what to look the records up by."""
     keys = [settings.to_record(data.fingerprint) for settings in plan]
@@ -112,7 +114,7 @@ def _run_all(
             try:
                 train_and_keep(settings, data, results, progress, diagnostics)
             except ValueError as error:
-                if len(plan) == 1:
+                if raises:
                     raise
                 progress.fail(settings, error)
         else:
@@ -126,14 +128,15 @@ def check_runs(plan: Sequence[RunSettings], data: LabelledData) -> None:
     """Refuse what would stop a run before its first step, such as too small a data set.
 
     Args:
-        plan: Runs; one of each strategy is looked at.
+        plan: Runs; those of the first seed are looked at.
         data: Train and test examples.
 
     Raises:
         ValueError: If a run cannot start.
     """
-    for settings in {settings.strategy: settings for settings in plan}.values():
-        check(settings, data)
+    for settings in plan:
+        if settings.seed == plan[0].seed:
+            check(settings, data)
 
 
 def train_and_keep(

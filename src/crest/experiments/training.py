@@ -164,9 +164,11 @@ def check(settings: RunSettings, data: LabelledData) -> None:
         data: Train and test examples.
 
     Raises:
-        ValueError: If settings and data do not fit.
+        ValueError: If settings and data do not fit, or there is no compiler to compile with.
     """
     count_steps(settings, data)
+    if settings.compile is not None and torch.device(settings.device).type == "cpu":
+        _check_compiler()
     _make_loader(settings, data, data.make_views("cpu", augment=False), nn.Linear(1, 1))
 
 
@@ -271,8 +273,6 @@ def _make_forward(settings: RunSettings, model: nn.Module) -> Callable[[Tensor],
     """The model as training calls it, with outputs in float32."""
     called: Callable[[Tensor], Tensor] = model
     if settings.compile is not None:
-        if torch.device(settings.device).type == "cpu":
-            _check_compiler()
         called = torch.compile(model, mode=settings.compile)
 
     def forward(inputs: Tensor) -> Tensor:

@@ -94,13 +94,15 @@ class _BarProgress:
         self._bar = bar
         self._task = bar.add_task("", total=0)
         self._total = 0
-        self._before = 0  # steps of finished runs
+        self._before = 0  # steps of runs that are over
+        self._steps = 0  # of the run under way
 
     def plan(self, steps: Iterable[int]) -> None:
         self._total += sum(steps)
         self._bar.update(self._task, total=self._total)
 
     def begin(self, settings: RunSettings, steps: int) -> None:
+        self._steps = steps
         self._bar.update(self._task, description=_title(settings))
 
     def advance(self, step: int) -> None:
@@ -108,10 +110,11 @@ class _BarProgress:
 
     def finish(self, record: dict[str, Any], *, kept: bool) -> None:
         if not kept:
-            self._before += record["steps"]
+            self._before += self._steps
         self._bar.print(_line(record, kept=kept))
 
     def fail(self, settings: RunSettings, error: ValueError) -> None:
+        self._before += self._steps
         self._bar.print(f"{_title(settings)}: failed: {error}")
 
 

@@ -174,7 +174,8 @@ def _difference(name: str, one: Sequence[dict[str, Any]], other: Sequence[dict[s
     spread = statistics.stdev(points)
     verdict = "no clear difference"
     quantile = _T_QUANTILES[min(len(points) - 1, len(_T_QUANTILES)) - 1]
-    if spread and abs(mean) * math.sqrt(len(points)) > quantile * spread:
+    # Equal differences, but for rounding, are a coincidence of few test examples.
+    if spread > 1e-9 and abs(mean) * math.sqrt(len(points)) > quantile * spread:
         verdict = f"{name} is better" if mean > 0 else f"{name} is worse"
     return f"{mean:+.2f} ± {spread:.2f} points over {len(points)} seeds, {verdict}"
 

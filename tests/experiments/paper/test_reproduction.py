@@ -100,6 +100,23 @@ def test_a_run_that_fails_leaves_the_others_to_go_on(tmp_path, monkeypatch):
     assert labels(outcome) == dict.fromkeys(("CREST", "Random", "Random, m x 4"), 1)
 
 
+def test_what_another_process_trained_meanwhile_is_not_left(tmp_path, monkeypatch):
+    class Late(comparison.Checkpoint):
+        """Time is up at once, but only once another process has done it all."""
+
+        @property
+        def time_is_up(self):
+            with monkeypatch.context() as patched:
+                patched.setattr(comparison, "Checkpoint", comparison.Checkpoint.__base__)
+                call(tmp_path)
+            return True
+
+    monkeypatch.setattr(comparison, "Checkpoint", Late)
+    outcome, _ = call(tmp_path)
+    assert (outcome.left, outcome.others) == (0, 0)
+    assert sum(labels(outcome).values()) == 4
+
+
 def add_records(path, numbers):
     for number in numbers:
         record = dict.fromkeys(("strategy", "equal_time", "steps", "accuracy_gap"), 0)

@@ -36,7 +36,7 @@ class Outcome:
             nothing.
         left: Runs of this call's share that are not finished, and may go on.
         others: Runs of other shares that are not finished.
-        failed: Runs that have no record and would fail again, such as those that diverge.
+        failed: Runs of this call's share that would fail again, such as those that diverge.
     """
 
     name: str
@@ -109,20 +109,19 @@ def reproduce(
         for variant in item.variants
     ]
     keys = [settings.to_record(data[task].fingerprint) for task, _, settings in plan]
-    failed = left = 0
+    failed = set()  # places in the plan
     if item.trains:
         # Of the whole plan, so that a process that starts later takes the same share.
-        share = list(zip(plan, keys, strict=True))[index - 1 :: count]
         mine = [
-            (task, settings)
-            for (task, _, settings), key in share
-            if lacks(results[task].find(key), item.diagnostics)
+            (place, task, settings)
+            for place, (task, _, settings) in enumerate(plan)
+            if place % count == index - 1
+            and lacks(results[task].find(keys[place]), item.diagnostics)
         ]
         for task, of in data.items():
-            check_runs([settings for planned, settings in mine if planned == task], of)
-        progress.plan(count_steps(settings, data[task]) for task, settings in mine)
-        left = len(mine)
-        for task, settings in mine:
+            check_runs([settings for _, planned, settings in mine if planned == task], of)
+        progress.plan(count_steps(settings, data[task]) for _, task, settings in mine)
+        for place, task, settings in mine:
             try:
                 train_and_keep(
                     settings,
@@ -136,22 +135,20 @@ def reproduce(
                 break
             except ValueError as error:
                 progress.fail(settings, error)
-                failed += 1
-            left -= 1
+                failed.add(place)
     records: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    unfinished = 0
-    for task, found in results.items():
+    left = others = 0
+    for found in results.values():
         found.read_again()
-        for (planned, label, _), key in zip(plan, keys, strict=True):
-            if planned == task:
-                record = found.find(key)
-                if record is None or lacks(record, item.diagnostics):
-                    unfinished += item.trains
-                else:
-                    records.setdefault((task, label), []).append(record)
+    for place, ((task, label, _), key) in enumerate(zip(plan, keys, strict=True)):
+        record = results[task].find(key)
+        if record is not None and not lacks(record, item.diagnostics):
+            records.setdefault((task, label), []).append(record)
+        elif item.trains and place not in failed:
+            left += place % count == index - 1
+            others += place % count != index - 1
     facts = {} if item.trains else {task: _facts(of, data[task]) for task, of in chosen.items()}
-    others = max(unfinished - left - failed, 0)
-    return Outcome(name, item, scale, chosen, records, facts, left, others, failed)
+    return Outcome(name, item, scale, chosen, records, facts, left, others, len(failed))
 
 
 def _facts(task: PaperTask, data: LabelledData) -> dict[str, int]:
