@@ -203,11 +203,17 @@ def test_learned_examples_leave_for_good_at_multiples_of_the_interval():
             assert previous // 5 < step // 5  # a window ended in between
 
 
-def test_no_exclusion_keeps_every_example():
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        crest.Crest.paper(exclusion_interval=None, loss_threshold=9),
+        crest.Crest(switch_off=False, loss_threshold=9),
+    ],
+    ids=["asked for", "default"],
+)
+def test_no_exclusion_keeps_every_example(strategy):
     model = make_model()
-    loader = make_loader(
-        crest.Crest.paper(exclusion_interval=None, loss_threshold=9), model=model, budget=1
-    )
+    loader = make_loader(strategy, model=model, budget=1)
     train(loader, model, epochs=2)
     assert {record["active"] for record in loader.history.records} == {400}
 

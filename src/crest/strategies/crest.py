@@ -45,7 +45,8 @@ class Crest:
 
     `Crest.paper()` has the settings of the paper. The defaults pick a new coreset for each step, as
     that gave the same accuracy at a quarter of the cost (docs/results/first-cifar10.md): without
-    coresets to keep, there is no quadratic model to make and to check. And they train on random
+    coresets to keep, there is no quadratic model to make and to check. They exclude nothing, as
+    exclusion drained the pool of a long run (docs/results/paper.md). And they train on random
     mini-batches as long as selection costs more than it is worth (`switch_off`).
 
     Args:
@@ -67,7 +68,8 @@ class Crest:
         check_size: Examples in the check subset V_r, >= 1. None: m if paired, else r.
         interval_multiplier: h > 0 in T_1 = h ||H_0|| / ||H_t||. The paper takes 1 for CIFAR-10 and
             TinyImageNet, 10 for CIFAR-100, 4 for SNLI. T_1 is 1 in the first round.
-        exclusion_interval: T_2 >= 1, steps in a window of loss watching. None: never exclude.
+        exclusion_interval: T_2 >= 1, steps in a window of loss watching. The paper takes 20. None:
+            never exclude.
         loss_threshold: alpha >= 0, in the unit of the loss; an example whose losses in a window are
             all at or below it is learned.
         betas: beta_1 of Eq. (8) and beta_2 of Eq. (9), each in [0, 1); (0, 0) smooths nothing.
@@ -110,7 +112,7 @@ class Crest:
     paired_check: bool = True
     check_size: int | None = None
     interval_multiplier: float = 1.0
-    exclusion_interval: int | None = 20
+    exclusion_interval: int | None = None
     loss_threshold: float = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
     features: Features = "weight"
@@ -148,6 +150,7 @@ class Crest:
             "coreset_multiplier": 5,
             "error_threshold": 0.05,
             "paired_check": False,
+            "exclusion_interval": 20,
             "features": "input",
             "curvature": "trainable",
             "curvature_coresets": None,
