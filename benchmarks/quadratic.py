@@ -24,6 +24,7 @@ from crest.experiments.datasets import load_dataset
 from crest.experiments.memory import keep_freed_memory
 from crest.observer import Observer
 from crest.quadratic import gradient_and_hessian_diagonal, rademacher_probes
+from crest.reader import place
 
 
 def main() -> None:
@@ -49,7 +50,7 @@ def main() -> None:
         model = data.build_network(name).to(arguments.device, memory_format=torch.channels_last)
         loader = DataLoader(views, arguments.batch_size, shuffle=True, drop_last=True)
         _train(model, loader, arguments.steps)
-        batches = [_place(batch, arguments.device) for batch in islice(loader, 2)]
+        batches = [place(batch, torch.device(arguments.device)) for batch in islice(loader, 2)]
         for row in _measure(model, batches, arguments.turns):
             print(f"| {name} | {' | '.join(row)} |", flush=True)
 
@@ -112,10 +113,6 @@ def _distances(seen: tuple, exact: tuple) -> list[str]:
         f"{float((one - other).norm() / other.norm()):.3f}"
         for one, other in zip(seen, exact, strict=True)
     ]
-
-
-def _place(batch: list, device: str) -> tuple:
-    return tuple(tensor.to(device) for tensor in batch)
 
 
 def _synchronize(device: torch.device) -> None:

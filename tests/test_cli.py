@@ -13,6 +13,7 @@ from crest import cli
 from crest.cli import main
 from crest.experiments import comparison
 from crest.experiments.paper import ITEMS
+from toys import let_diverge
 
 QUICK = ["--network", "mlp", "--epochs", "2", "--seeds", "0,1", "--strategies", "crest,random,full"]
 
@@ -94,14 +95,7 @@ def test_every_baseline_runs_from_the_command_line(tmp_path):
 
 
 def test_runs_that_diverge_are_named_and_the_others_shown(tmp_path, capsys, monkeypatch):
-    train = comparison.train
-
-    def diverging(settings, *arguments, **options):
-        if settings.strategy == "crest_paper":
-            raise ValueError("losses must be finite; got nan")
-        return train(settings, *arguments, **options)
-
-    monkeypatch.setattr(comparison, "train", diverging)
+    let_diverge(monkeypatch, lambda settings: settings.strategy == "crest_paper")
     words = "compare digits --network mlp --epochs 1 --seeds 0 --strategies crest_paper,random"
     assert main([*words.split(), "--out", str(tmp_path)]) == 2
     out, told = capsys.readouterr()

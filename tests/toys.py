@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import crest
+from crest.experiments import comparison
 
 NUM_CLASSES = 5
 CRITERION = nn.CrossEntropyLoss(reduction="none")
@@ -76,3 +77,15 @@ def equal_parameters(one: nn.Module, other: nn.Module) -> bool:
         torch.equal(a, b)
         for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
     )
+
+
+def let_diverge(monkeypatch, which) -> None:
+    """Make the runs whose settings `which` picks out fail as those that diverge do."""
+    train_run = comparison.train
+
+    def diverging(settings, *arguments, **options):
+        if which(settings):
+            raise ValueError("losses must be finite; got nan")
+        return train_run(settings, *arguments, **options)
+
+    monkeypatch.setattr(comparison, "train", diverging)

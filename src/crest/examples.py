@@ -111,7 +111,7 @@ class ObservedExamples:
         """
         parts = self._observe(self._gradients, self._views(), indices)
         for part, some in parts:
-            self._check_finite(part.losses, some)
+            self._check_losses(part.losses, some)
         return LastLayerGradients.concatenate([part for part, _ in parts])
 
     def outside_gradients(self, loader: DataLoader[Any], indices: Tensor) -> LastLayerGradients:
@@ -132,7 +132,7 @@ class ObservedExamples:
         parts = []
         for some, batch in zip(chunks, Reader(loader).stream(requests), strict=True):
             part = self._gradients(place(batch, self._observer.device))
-            self._check_finite(part.losses, some)
+            self._check_losses(part.losses, some)
             parts.append(part)
         return LastLayerGradients.concatenate(parts)
 
@@ -261,7 +261,7 @@ class ObservedExamples:
         self._history.count("check", forward=len(indices))
         parts = self._observe(self._observer.losses, items, indices)
         for losses, some in parts:
-            self._check_finite(losses, some)
+            self._check_losses(losses, some)
         return torch.cat([losses for losses, _ in parts]).cpu()
 
     def _gradients(self, batch: Any) -> LastLayerGradients:
@@ -324,7 +324,7 @@ class ObservedExamples:
             batch = self._reader.collate([items[index] for index in numbers], seed=numbers[0])
             return place(batch, self._observer.device)
 
-    def _check_finite(self, losses: Tensor, indices: Tensor) -> None:
+    def _check_losses(self, losses: Tensor, indices: Tensor) -> None:
         if len(losses) != len(indices):
             raise ValueError(
                 f"loss_fn must return one loss per example, shape ({len(indices)},); got "

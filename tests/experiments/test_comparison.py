@@ -6,6 +6,7 @@ from crest.experiments import comparison
 from crest.experiments.comparison import compare
 from crest.experiments.planning import plan_runs
 from crest.experiments.results import Results
+from toys import let_diverge
 
 
 class Log:
@@ -99,14 +100,7 @@ def test_a_run_that_was_under_way_goes_on_from_its_last_save(data, tmp_path, mon
 
 
 def test_a_run_that_diverges_leaves_the_others_to_go_on(data, tmp_path, monkeypatch):
-    train = comparison.train
-
-    def diverging(settings, *arguments, **options):
-        if (settings.strategy, settings.seed) == ("crest", 0):
-            raise ValueError("losses must be finite; got nan")
-        return train(settings, *arguments, **options)
-
-    monkeypatch.setattr(comparison, "train", diverging)
+    let_diverge(monkeypatch, lambda settings: (settings.strategy, settings.seed) == ("crest", 0))
     results, log = Results(tmp_path / "results.json"), Log()
     plan = make_plan(["crest", "random"])
     records, failed = compare(plan, data, results, log, time_matched=True)
@@ -120,14 +114,7 @@ def test_a_run_that_diverges_leaves_the_others_to_go_on(data, tmp_path, monkeypa
 
 
 def test_a_run_of_equal_time_that_diverges_is_counted(data, tmp_path, monkeypatch):
-    train = comparison.train
-
-    def diverging(settings, *arguments, **options):
-        if settings.num_steps is not None:
-            raise ValueError("losses must be finite; got nan")
-        return train(settings, *arguments, **options)
-
-    monkeypatch.setattr(comparison, "train", diverging)
+    let_diverge(monkeypatch, lambda settings: settings.num_steps is not None)
     plan, log = make_plan(["crest", "random"], [0]), Log()
     records, failed = compare(
         plan, data, Results(tmp_path / "results.json"), log, time_matched=True

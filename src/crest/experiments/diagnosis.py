@@ -65,9 +65,6 @@ class Diagnosis:
         self._look = look
         self._subset_size = subset_size
         self._look_at = evenly_spaced(num_steps, evaluations)
-        self._num_examples = min(
-            max(_GRADIENT_EXAMPLES, 2 * loader.batch_size), loader.num_examples
-        )
         self._gradients_at = evenly_spaced(num_steps, min(evaluations, _GRADIENT_MEASUREMENTS))
         self._forgetting = Forgetting(loader.num_examples)
         self._selections = Selections(loader.num_examples)
@@ -97,9 +94,10 @@ class Diagnosis:
             step: Steps taken so far.
         """
         if "gradient_error" in self._names and step in self._gradients_at:
+            enough = max(_GRADIENT_EXAMPLES, 2 * self._loader.batch_size)
             error = measure_gradient_error(
                 self._loader,
-                num_examples=self._num_examples,
+                num_examples=min(enough, self._loader.num_examples),
                 subset_size=self._subset_size,
                 seed=step,
             )

@@ -37,11 +37,11 @@ class QuadraticModel:
 
     def linear_term(self, displacement: Tensor) -> float:
         """Return g . delta for `displacement` of shape (q,)."""
-        return float(self.gradient.to(displacement.device) @ displacement)
+        return float(self.gradient @ displacement)
 
     def quadratic_term(self, displacement: Tensor) -> float:
         """Return 1/2 delta . diag(H) . delta for `displacement` of shape (q,)."""
-        return float(0.5 * (self.curvature.to(displacement.device) @ displacement.square()))
+        return float(0.5 * (self.curvature @ displacement.square()))
 
 
 def relative_error(predicted_loss: float, check_loss: float) -> float:

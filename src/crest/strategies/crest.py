@@ -300,8 +300,8 @@ class _CrestPlanner:
                 losses = noise = examples.fresh_losses(check_subset)
             self._watch(check_subset, losses)
             assert self._anchor is not None
-            parameters = self._parameters(examples)
-            displacement = parameters - self._anchor.to(parameters.device)
+            # A checkpoint may have come back on another device, anchor and model together.
+            displacement = self._parameters(examples).to(self._anchor.device) - self._anchor
             predicted, measured = model(displacement), float(losses.mean())
             return {
                 "relative_error": relative_error(predicted, measured),

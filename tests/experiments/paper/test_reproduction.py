@@ -10,6 +10,7 @@ from crest.experiments import comparison
 from crest.experiments.paper import reproduce
 from crest.experiments.results import Results
 from crest.report.progress import LineProgress
+from toys import let_diverge
 
 
 def call(out, name="fig8", **options):
@@ -86,14 +87,7 @@ def test_a_figure_shows_no_run_without_its_diagnostics(tmp_path):
 
 
 def test_a_run_that_fails_leaves_the_others_to_go_on(tmp_path, monkeypatch):
-    train = comparison.train
-
-    def diverging(settings, *arguments, **options):
-        if settings.strategy == "full":
-            raise ValueError("losses must be finite")
-        return train(settings, *arguments, **options)
-
-    monkeypatch.setattr(comparison, "train", diverging)
+    let_diverge(monkeypatch, lambda settings: settings.strategy == "full")
     outcome, said = call(tmp_path)
     assert "full, seed 0: failed: losses must be finite" in said
     assert (outcome.failed, outcome.left, outcome.others) == (1, 0, 0)

@@ -109,14 +109,14 @@ def reproduce(
         for variant in item.variants
     ]
     keys = [settings.to_record(data[task].fingerprint) for task, _, settings in plan]
-    failed = set()  # places in the plan
+    # Places in the whole plan, so that a process that starts later takes the same share.
+    share = range(len(plan))[index - 1 :: count]
+    failed = set()
     if item.trains:
-        # Of the whole plan, so that a process that starts later takes the same share.
         mine = [
             (place, task, settings)
             for place, (task, _, settings) in enumerate(plan)
-            if place % count == index - 1
-            and lacks(results[task].find(keys[place]), item.diagnostics)
+            if place in share and lacks(results[task].find(keys[place]), item.diagnostics)
         ]
         for task, of in data.items():
             check_runs([settings for _, planned, settings in mine if planned == task], of)
@@ -145,8 +145,8 @@ def reproduce(
         if record is not None and not lacks(record, item.diagnostics):
             records.setdefault((task, label), []).append(record)
         elif item.trains and place not in failed:
-            left += place % count == index - 1
-            others += place % count != index - 1
+            left += place in share
+            others += place not in share
     facts = {} if item.trains else {task: _facts(of, data[task]) for task, of in chosen.items()}
     return Outcome(name, item, scale, chosen, records, facts, left, others, len(failed))
 
