@@ -179,6 +179,16 @@ def test_a_loop_that_observes_nothing_is_told_after_a_pass_or_some_steps(batch_s
         next(batches)
 
 
+def test_a_loop_that_stops_to_observe_is_told_once():
+    model = make_model()
+    loader = make_loader(RememberedGradients(), model=model, budget=1)
+    observing(loader, model, epochs=3)
+    with pytest.warns(UserWarning, match=r"heard nothing for more than a pass\. Call") as told:
+        for _ in range(4 * len(loader)):
+            next(iter(loader))
+    assert len(told) == 1
+
+
 def test_a_long_first_pass_is_planned_in_pieces_and_holds_every_example_once():
     model = make_model()
     loader = make_loader(RememberedGradients(), model=model, budget=1, batch_size=2)

@@ -79,17 +79,16 @@ class _RememberingPlanner:
         self._gradients = LastSeen(task.num_examples, "outputs' gradients")
         self._drawn = 0  # examples of random mini-batches
         self._missed = 0  # examples that should have been observed by now
+        self._unheard = 0  # examples planned since something was observed
         self._has_warned = False
 
     def remember(self, indices: Tensor, errors: Tensor) -> None:
         self._gradients.tell(indices, errors.reshape(len(errors), -1))
-        if self._missed and not self._has_warned:  # here, as a preview trains on nothing
-            self._has_warned = True
-            warnings.warn(
-                f"RememberedGradients has not heard of {self._missed} of {self._task.num_examples} "
-                "examples after more than a pass, and trains on random mini-batches until then. "
-                "Call loader.observe(losses, outputs) after each forward pass.",
-                stacklevel=3,
+        self._unheard = 0
+        if self._missed:  # here, as a preview trains on nothing
+            self._warn(
+                f"has not heard of {self._missed} of {self._task.num_examples} examples after more "
+                "than a pass, and trains on random mini-batches until then."
             )
 
     def next_region(self, examples: Examples, step: int) -> Region:
@@ -102,12 +101,24 @@ class _RememberingPlanner:
                 "Call loader.observe(losses, outputs) after each forward pass."
             )
         self._missed = unknown if self._drawn >= _PATIENCE * n else 0
+        if self._unheard >= _PATIENCE * n:
+            self._warn("has heard nothing for more than a pass.")
         with examples.timed("select"):
             picks = self._random_batches() if unknown else self._picks()
+        self._unheard += sum(len(pick) for pick in picks)
         return Region(
             [MiniBatch.unweighted(pick) for pick in picks],
             record={"updated": not unknown, "selected": not unknown},
         )
+
+    def _warn(self, what: str) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"RememberedGradients {what} Call loader.observe(losses, outputs) after each "
+                "forward pass.",
+                stacklevel=3,
+            )
 
     def _random_batches(self) -> list[Tensor]:
         """Draw the mini-batches of a pass that come next, some of them: then look again."""
