@@ -2,7 +2,7 @@
 
     python benchmarks/equal_time.py train --data-dir DIR --out results/equal-time.json
     python benchmarks/equal_time.py time  --data-dir DIR --out results/equal-time-seconds.json
-    python benchmarks/equal_time.py show results/equal-time.json --plot docs/results/equal-time.png
+    python benchmarks/equal_time.py show results/equal-time.json results/first-cifar10.json
 
 `train` trains random mini-batches at half to three times the steps, and CREST with several
 settings, on some seeds. `time` takes turns with short runs of every setting, for seconds as a ratio
@@ -217,7 +217,7 @@ def rows_of(records: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]
 
 def accuracy_table(records: list[dict[str, Any]]) -> str:
     rows = rows_of(records)
-    base = {record["seed"]: record for record in rows["random x 1"]}
+    base = {record["seed"]: record for record in rows.get("random x 1", [])}
     curve = sorted(
         (mean(rows[n], "cost"), mean(rows[n], "accuracy")) for n in RANDOM_SHARES if n in rows
     )
@@ -228,14 +228,16 @@ def accuracy_table(records: list[dict[str, Any]]) -> str:
     ]
     for name, some in rows.items():
         accuracies = [100 * record["accuracy"] for record in some]
-        pairs = [100 * (r["accuracy"] - base[r["seed"]]["accuracy"]) for r in some]
+        pairs = [
+            100 * (r["accuracy"] - base[r["seed"]]["accuracy"]) for r in some if r["seed"] in base
+        ]
         cost = mean(some, "cost")
         level = interpolate(curve, cost)
         cells = [
             name,
             str(len(some)),
             plus_minus(accuracies),
-            plus_minus(pairs, sign=True),
+            plus_minus(pairs, sign=True) if pairs else "-",
             f"{cost:.0f}",
             "-" if level is None else f"{100 * level:.2f}",
             "-" if level is None else f"{statistics.fmean(accuracies) - 100 * level:+.2f}",

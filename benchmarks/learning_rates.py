@@ -91,6 +91,8 @@ FREE_ROWS = {
     "random": FREE(RANDOM),
     "random, classes balanced": FREE(RANDOM, balanced=True),
     "remembered gradients": FREE(crest.RememberedGradients()),
+    "- from half the candidates": FREE(crest.RememberedGradients(num_candidates=128)),
+    "- from twice the candidates": FREE(crest.RememberedGradients(num_candidates=512)),
     "- classes balanced": FREE(crest.RememberedGradients(), balanced=True),
     "- drawn by their norm": FREE(DrawnByNorm()),
     "random, 1.03 times the steps": FREE(RANDOM, steps=1.03),
@@ -111,6 +113,8 @@ RIVALS = {  # random mini-batches of the same cost
     "random, classes balanced": "random",
     "remembered gradients": "random",
     "- classes balanced": "random, classes balanced",
+    "- from half the candidates": "random",
+    "- from twice the candidates": "random",
     "- drawn by their norm": "random",
     "loss pruning": "random",
 }

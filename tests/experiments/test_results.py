@@ -87,6 +87,14 @@ def test_a_run_of_an_older_version_is_found_though_it_lacks_a_newer_field(tmp_pa
     assert len(Results(results.path).records) == 1
 
 
+def test_a_run_of_before_there_were_optimizers_is_one_of_sgd(tmp_path):
+    results = Results(tmp_path / "results.json")
+    stored = results.add(make_record())
+    settings = stored["settings"]
+    assert results.find({**settings, "optimizer": "sgd"}) == stored
+    assert results.find({**settings, "optimizer": "adamw"}) is None
+
+
 def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
     results = Results(tmp_path / "results.json")
     results.add(make_record(seed=1))

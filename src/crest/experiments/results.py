@@ -18,6 +18,9 @@ _KEYS = {
     *("seconds", "cost", "overhead", "curve"),
 }
 
+# What settings were before records told of them.
+_UNTOLD = {"optimizer": "sgd"}
+
 # Runs that differ in these alone are compared with the same full run.
 _STRATEGY_KEYS = ("strategy", "strategy_settings", "budget", "num_steps")
 
@@ -53,7 +56,7 @@ class Results:
     def find(self, settings: dict[str, Any]) -> dict[str, Any] | None:
         """Look up a finished run.
 
-        A setting that is None is as good as none: records of an older version lack newer fields.
+        Records of an older version lack newer fields: one that is None is as good as none.
 
         Args:
             settings: As in the record.
@@ -61,8 +64,8 @@ class Results:
         Returns:
             The record, or None.
         """
-        wanted = _given(settings)
-        return next((some for some in self.records if _given(some["settings"]) == wanted), None)
+        wanted = _told(settings)
+        return next((some for some in self.records if _told(some["settings"]) == wanted), None)
 
     def add(self, record: dict[str, Any]) -> dict[str, Any]:
         """Write a record to the file, beside what others wrote there meanwhile.
@@ -80,8 +83,8 @@ class Results:
         return plain
 
     def _replace(self, plain: dict[str, Any]) -> None:
-        settings = _given(plain["settings"])
-        others = [other for other in self._read() if _given(other["settings"]) != settings]
+        settings = _told(plain["settings"])
+        others = [other for other in self._read() if _told(other["settings"]) != settings]
         self.records = [*others, plain]
         _set_gaps(self.records)  # a full run gives earlier records their gap, too
         lines = ",\n".join(json.dumps(record) for record in self.records)
@@ -145,8 +148,13 @@ def _set_gaps(records: list[dict[str, Any]]) -> None:
 
 
 def _task_key(record: dict[str, Any]) -> str:
-    settings = _given(record["settings"]).items()
+    settings = _told(record["settings"]).items()
     return json.dumps({k: v for k, v in settings if k not in _STRATEGY_KEYS}, sort_keys=True)
+
+
+def _told(settings: dict[str, Any]) -> dict[str, Any]:
+    """Bring settings of any version to one form."""
+    return _given(_UNTOLD | settings)
 
 
 def _given(settings: dict[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class RememberedGradients:
     each forward pass and before `backward()`.
 
     Measured in docs/results/remembered.md: ahead of random mini-batches of the same cost in runs of
-    a few passes; level in longer ones, and where labels are wrong.
+    a few passes, less far in longer ones, and level where labels are wrong.
 
     Weights are 1: cluster sizes of gradients that old led astray. So examples with rare gradients
     are trained on more often than others, and the mean gradient of a mini-batch is not an unbiased
