@@ -82,6 +82,7 @@ def make_task(num_examples: int = N, batch_size: int = M, dataset=None, labels=N
         generator=torch.Generator().manual_seed(0),
         labels=labels,
         user_order=list,
+        batches_per_pass=num_examples // batch_size,
         dataset=dataset,
     )
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from crest.pool import Deck, Pool
+from crest.pool import Deck, Pool, random_subsets
 
 
 def generator(seed=0):
@@ -51,6 +51,23 @@ def test_stratified_subsets_hold_each_class_in_proportion():
 def test_a_stratified_subset_has_its_full_size_where_shares_are_odd():
     labels = torch.arange(7) % 3
     assert Pool(7).draw(1, 5, generator(), labels=labels).shape == (1, 5)
+
+
+@pytest.mark.parametrize(("counts", "size"), [([600, 395, 5], 96), ([10, 10, 10], 4)])
+def test_odd_ones_go_to_each_class_in_proportion(counts, size):
+    """The largest remainder would never draw a rare class, and always favour one of equals."""
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    drawn = labels[Pool(len(labels)).draw(3000, size, generator(), labels=labels)]
+    found = torch.bincount(drawn.flatten()) / 3000
+    expected = size * torch.tensor(counts) / len(labels)
+    # of each class a whole number and an odd one, of standard deviation 1/2 at most
+    assert ((found - expected).abs() < 5 * 0.5 / 3000**0.5).all()
+
+
+def test_classes_may_have_any_number():
+    labels = 10**12 * (torch.arange(40) % 2)
+    subset = random_subsets(torch.arange(40), 1, 10, generator(), labels=labels)
+    assert labels[subset].bool().sum() == 5
 
 
 def test_more_than_the_active_examples_are_refused():

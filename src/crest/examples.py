@@ -314,7 +314,8 @@ class ObservedExamples:
     def _read(self, indices: Tensor, seeds: list[int]) -> dict[int, Any]:
         with self._history.timed("data"):
             items = self._reader.items(indices, seeds, self._chunk)
-        known = {index: label for index, item in items.items() if (label := _label(item)) >= 0}
+        unknown = indices[self.labels[indices] < 0].tolist()
+        known = {index: label for index in unknown if (label := _label(items[index])) >= 0}
         self.labels[list(known)] = torch.tensor(list(known.values()), dtype=torch.int64)
         return items
 

@@ -259,6 +259,7 @@ class CoresetLoader:
                 generator=self._plan_generator,
                 labels=None if labels is None else known_labels,
                 user_order=functools.partial(_user_order, train_loader),
+                batches_per_pass=len(train_loader),
                 dataset=train_loader.dataset,
                 exact_losses=cheaper is None,
             )
@@ -627,10 +628,8 @@ def _check_arguments(
         )
     if accumulation_steps < 1:
         raise ValueError(f"accumulation_steps must be >= 1; got {accumulation_steps}.")
-    if labels is not None and tuple(labels.shape) != (length,):
-        raise ValueError(
-            f"labels must have one class per example, shape ({length},); got {tuple(labels.shape)}."
-        )
+    if labels is not None:
+        _check_labels(labels, length)
     if train_loader.batch_sampler is None:
         raise ValueError(
             "train_loader must batch its examples; got one with batch_size=None. "
@@ -644,6 +643,16 @@ def _check_arguments(
             "and use shuffle=True."
         )
     return length
+
+
+def _check_labels(labels: Tensor, length: int) -> None:
+    if tuple(labels.shape) != (length,):
+        raise ValueError(
+            f"labels must have one class per example, shape ({length},); got {tuple(labels.shape)}."
+        )
+    if labels.is_floating_point() or labels.is_complex() or int(labels.min()) < 0:
+        what = str(labels.dtype) if labels.is_floating_point() else str(labels.min().item())
+        raise ValueError(f"labels must be integers from 0, the class of each example; got {what}.")
 
 
 def _errors(losses: Tensor, outputs: Tensor | None) -> Tensor:

@@ -70,6 +70,8 @@ class LastLayerGradients:
             Shape (k,).
         """
         errors, inputs = self._by_position()
+        if errors.shape[1] ** 2 > errors.shape[2] * inputs.shape[2]:  # many positions
+            return self.weight_gradients().square().sum(1)
         return ((errors @ errors.mT) * (inputs @ inputs.mT)).sum((1, 2))
 
     def _by_position(self) -> tuple[Tensor, Tensor]:
@@ -479,6 +481,27 @@ def preserved_random_state(device: torch.device) -> Iterator[None]:
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch, numpy and Python inside, and give their states back on leaving.
+
+    Args:
+        seed: In [0, 2**63).
+
+    Yields:
+        Nothing.
+    """
+    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+    with preserved_random_state(device):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            torch.cuda.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        yield
 
 
 def _lengths(batch: Any) -> Iterator[int]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Deck", "Pool"]
+__all__ = ["Deck", "Pool", "random_subsets", "systematic_sample"]
 
 
 class Pool:
@@ -42,7 +42,8 @@ class Pool:
             size: r, examples in each, at most the number in play.
             generator: CPU generator, the only source of randomness.
             labels: Class of each example, int64, shape (n,). If given, subsets are stratified:
-                each class takes part in proportion to its share of the pool.
+                each class takes part in proportion to its share of the pool, what is left of an
+                example by chance.
 
         Returns:
             Example indices, int64, shape (count, size).
@@ -56,15 +57,7 @@ class Pool:
                 f"subset_size must be at most the number of active examples, {len(members)}; "
                 f"got {size}."
             )
-        if labels is None:
-            return members[
-                torch.stack([_distinct(len(members), size, generator) for _ in range(count)])
-            ]
-        subsets = []
-        for _ in range(count):
-            shuffled = members[torch.randperm(len(members), generator=generator)]
-            subsets.append(shuffled[_first_in_proportion(labels[shuffled], size)])
-        return torch.stack(subsets)
+        return random_subsets(members, count, size, generator, labels=labels)
 
     def exclude(self, indices: Tensor, losses: Tensor, labels: Tensor) -> Tensor:
         """Drop learned examples for good, Sec. 4.3, the smallest losses first.
@@ -139,6 +132,58 @@ class Deck:
         self._rest = state["rest"].clone()
 
 
+def random_subsets(
+    members: Tensor,
+    count: int,
+    size: int,
+    generator: torch.Generator,
+    *,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """Draw random subsets of some examples, each without replacement, as `Pool.draw` does.
+
+    Args:
+        members: Example indices to draw from, distinct, int64, shape (k,).
+        count: How many subsets.
+        size: r, examples in each, at most k.
+        generator: CPU generator, the only source of randomness.
+        labels: Class of each example of the data set, to stratify by.
+
+    Returns:
+        Example indices, int64, shape (count, size).
+    """
+    if labels is None:
+        return members[
+            torch.stack([_distinct(len(members), size, generator) for _ in range(count)])
+        ]
+    subsets = []
+    for _ in range(count):
+        shuffled = members[torch.randperm(len(members), generator=generator)]
+        subsets.append(shuffled[_first_in_proportion(labels[shuffled], size, generator)])
+    return torch.stack(subsets)
+
+
+def systematic_sample(probabilities: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Keep exactly `size` rows, each with its own probability.
+
+    A comb of distance 1 with a random start is laid over the cumulated probabilities. Rows should
+    come in random order, so that neighbours exclude each other by chance alone.
+
+    Args:
+        probabilities: In (0, 1], sum `size`, float64, shape (r,).
+        size: m.
+        generator: CPU generator.
+
+    Returns:
+        Distinct rows, ascending, int64, shape (m,).
+    """
+    start = torch.rand((), generator=generator, dtype=torch.float64)
+    ends = probabilities.cumsum(0)
+    ends *= size / ends[-1]
+    teeth = torch.arange(size, dtype=torch.float64) + start
+    return torch.searchsorted(ends, teeth, right=True).clamp_(max=len(ends) - 1)
+
+
 def _distinct(n: int, size: int, generator: torch.Generator) -> Tensor:
     """Draw distinct numbers below n, in random order, in a time that does not grow with n."""
     if 4 * size > n:
@@ -154,14 +199,17 @@ def _distinct(n: int, size: int, generator: torch.Generator) -> Tensor:
     return drawn[:size]
 
 
-def _first_in_proportion(labels: Tensor, size: int) -> Tensor:
+def _first_in_proportion(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """Find the first positions of each class, `size` in all, in proportion to the classes."""
-    counts = torch.bincount(labels)
-    shares = counts.double() * size / len(labels)
-    quotas = shares.floor().long()
-    # Largest remainders get the odd ones, ties the lower class.
-    odd_ones = torch.argsort(shares - quotas, descending=True, stable=True)
-    quotas[odd_ones[: size - int(quotas.sum())]] += 1
+    _, labels, counts = labels.unique(return_inverse=True, return_counts=True)
+    quotas = counts * size // len(labels)
+    odd_ones = size - int(quotas.sum())
+    if odd_ones:  # by chance: the largest remainders would leave a rare class out for good
+        remainders = counts * size % len(labels)
+        order = torch.randperm(len(counts), generator=generator)
+        order = order[remainders[order] > 0]
+        chances = remainders[order].double() / len(labels)
+        quotas[order[systematic_sample(chances, odd_ones, generator)]] += 1
     by_class = torch.argsort(labels, stable=True)
     rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[by_class]]
     return by_class[rank < quotas[labels[by_class]]]

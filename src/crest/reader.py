@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import copy
 import pickle
-import random
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from crest.observer import preserved_random_state
+from crest.observer import seeded
 
 __all__ = ["Reader", "Request"]
 
@@ -184,27 +181,6 @@ class _RequestDataset(Dataset[Any]):
             raise RuntimeError(
                 f"the dataset must give example {index}; it raised {type(error).__name__}: {error}"
             ) from error
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch, numpy and Python inside, and give their states back on leaving.
-
-    Args:
-        seed: In [0, 2**63).
-
-    Yields:
-        Nothing.
-    """
-    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
-    device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-    with preserved_random_state(device):
-        torch.default_generator.manual_seed(seed)
-        if cuda:
-            torch.cuda.manual_seed(seed)
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
-        yield
 
 
 class _Packed(NamedTuple):

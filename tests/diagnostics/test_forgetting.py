@@ -45,6 +45,7 @@ def test_forgetting_resumes_anywhere(stop):
             forgetting.load_state_dict(state)
         forgetting.observe(torch.arange(6), correct)
     assert forgetting.scores.tolist() == SCORES
+    assert forgetting.was_ever_correct.tolist() == [True, False, True, True, True, True]
 
 
 def test_correct_needs_the_shape_of_indices():
@@ -81,8 +82,8 @@ def test_difficulty_of_what_is_selected_over_time():
         forgetting.observe(torch.arange(6), correct)
     selections = select(Selections(6), BATCHES)
     assert forgetting.of_selected(selections) == [
-        {"step": 2, "score": (2 * 2 + 0 + 3) / 4},
-        {"step": 3, "score": (3 + 0) / 2},
+        {"step": 2, "score": (2 * 2 + 0 + 3) / 4, "never_learned": 1 / 4},
+        {"step": 3, "score": (3 + 0) / 2, "never_learned": 0},
     ]
     assert forgetting.histogram(selections) == [2, 0, 2, 2]  # sixth and second; first; fifth
 

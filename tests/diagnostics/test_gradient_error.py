@@ -184,6 +184,14 @@ def test_random_batches_and_samples_are_right_on_average():
     assert (drawn.std(0) > 0).all()
 
 
+def test_the_sample_is_not_what_the_loader_draws_with_the_same_seed():
+    """Else the sample is the first mini-batches, and their union has no error."""
+    for seed in (0, 1):
+        loader, _ = make_loader(crest.Random(), n=1000, seed=seed)
+        errors = measure_gradient_error(loader, num_examples=200, num_batches=20, seed=seed)
+        assert errors.union_error > 0
+
+
 def test_measuring_leaves_no_trace():
     loader, model = make_loader(crest.Crest(switch_off=False))
     next(iter(loader))

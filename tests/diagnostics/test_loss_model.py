@@ -33,6 +33,17 @@ def test_checks_tell_the_distance_from_the_anchor_and_the_error_there():
         assert check["relative_error"] == pytest.approx(error)
 
 
+def test_a_check_whose_anchor_was_cut_off_has_no_age():
+    model = make_model()
+    strategy = crest.Crest.paper(error_threshold=1e9)
+    loader = make_loader(strategy, model=model, budget=1.0)
+    train(loader, model)
+    state = loader.history.state_dict()
+    assert loss_model_errors(loader.history)[-1]["age"] > 0
+    loader.history.load_state_dict({**state, "records": state["records"][-3:]})
+    assert [check["age"] for check in loss_model_errors(loader.history)] == [None] * 3
+
+
 def test_without_a_loss_model_there_is_nothing_to_tell():
     model = make_model()
     loader = make_loader(crest.Random(), model=model)

@@ -170,6 +170,14 @@ def test_a_quadratic_model_is_refused_beside_a_cheaper_observer():
             make_loader(crest.Crest.paper(subset_size=64), **options)
 
 
+@pytest.mark.parametrize(
+    "strategy", [crest.AdaCore(), crest.LossPruning(), crest.SelectiveBackprop()], ids=repr
+)
+def test_strategies_that_need_the_model_itself_refuse_a_cheaper_look(strategy):
+    with pytest.raises(ValueError, match=f"left out with {type(strategy).__name__}, which looks"):
+        make_loader(strategy, observer_transform=halve)
+
+
 def test_an_empty_chunk_is_refused():
     with pytest.raises(ValueError, match=re.escape("observer_chunk must be >= 1 or None; got 0.")):
         make_loader(observer_chunk=0)

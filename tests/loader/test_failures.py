@@ -58,6 +58,11 @@ def test_a_loader_that_does_not_batch_is_refused():
         ({"batch_size": 401}, r"batch_size must be in \[1, 400\]"),
         ({"accumulation_steps": 0}, "accumulation_steps must be >= 1"),
         ({"labels": torch.zeros(3)}, r"labels must have one class per example, shape \(400,\)"),
+        ({"labels": torch.full((400,), -1)}, "labels must be integers from 0, .* got -1"),
+        (
+            {"labels": torch.full((400,), 0.5)},
+            "labels must be integers from 0, .* got torch.float32",
+        ),
         ({"head": "nowhere"}, "head must name a module of the model; got 'nowhere'"),
     ],
     ids=str,

@@ -464,3 +464,10 @@ def test_mean_losses_equal_those_of_the_mean_reduction():
     ours = crest.weighted_mean(CRITERION(model(inputs), targets), torch.ones(32))
     theirs = nn.CrossEntropyLoss()(model(inputs), targets)
     assert ours.item() == pytest.approx(theirs.item())
+
+
+def test_classes_that_are_given_are_not_those_that_the_data_tells():
+    coarse = torch.arange(400) % 2
+    loader = make_loader(crest.Crest(switch_off=False, stratify=True), labels=coarse)
+    next(iter(loader))
+    assert torch.equal(loader.state_dict()["examples"]["labels"], coarse)

@@ -36,6 +36,17 @@ def test_one_probe_is_exact_on_a_diagonal_hessian():
     assert torch.allclose(diagonal, curvature, atol=1e-12)
 
 
+def test_a_parameter_of_constant_gradient_has_no_curvature():
+    """Such as the last bias under a hinge loss."""
+    w = torch.randn(3, dtype=torch.float64).requires_grad_()
+    bias = torch.zeros(2, dtype=torch.float64).requires_grad_()
+    loss = w.pow(3).sum() + bias.sum()
+    gradient, diagonal = gradient_and_hessian_diagonal(loss, [w, bias], probes_for([w, bias], 1))
+    assert gradient[3:].tolist() == [1, 1]
+    assert torch.allclose(diagonal[:3], 6 * w.detach())
+    assert diagonal[3:].tolist() == [0, 0]
+
+
 def test_the_mean_of_many_probes_is_the_diagonal_of_the_exact_hessian():
     torch.manual_seed(0)
     inputs, targets = torch.randn(8, 3, dtype=torch.float64), torch.randint(2, (8,))

@@ -258,6 +258,17 @@ def test_stratified_subsets_need_labels():
     assert (counts > 0).all()
 
 
+def test_subsets_of_shared_candidates_are_stratified_too():
+    _, targets = make_tensors()
+    labels = (targets > 1).long()
+    strategy = crest.Crest(subset_size=40, num_candidates=200, stratify=True, switch_off=False)
+    loader = make_loader(strategy, labels=labels)
+    next(iter(loader))
+    subsets = torch.cat([loader._planner._draw_subsets_of_round() for _ in range(20)])
+    # by at most one for the odd one of the candidates, and one for that of the subset
+    assert (labels[subsets].sum(1) - 40 * labels.float().mean()).abs().max() < 1.5
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -404,6 +415,23 @@ def test_random_batches_between_probes_cover_the_pool_before_they_repeat():
     loader = make_loader(strategy, dataset=dataset, budget=1)
     seen = torch.cat([inputs[:, 0] for inputs, _, _ in loader])
     assert seen.sort().values.tolist() == list(range(400))
+
+
+def test_random_batches_hold_nothing_that_was_excluded():
+    model = make_model()
+    strategy = crest.Crest(
+        subset_size=64, exclusion_interval=5, loss_threshold=1.0, forward_price=10, probe_interval=3
+    )
+    loader = make_loader(strategy, model=model, budget=1)
+    active, excluded = [], []
+
+    def look(*_):
+        active.append(int(loader.active.sum()))
+        excluded.append(bool((~loader.active[loader.handed_out.indices]).any()))
+
+    train(loader, model, epochs=6, on_step=look)
+    assert active[-1] < 350
+    assert not any(excluded)
 
 
 def test_selection_goes_on_where_it_pays():

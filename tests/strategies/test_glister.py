@@ -5,7 +5,15 @@ import random
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
 import reference_baselines
 from baselines import (
@@ -127,6 +135,36 @@ def test_only_what_the_validation_sampler_chooses_is_observed():
     loader = make_loader(Glister(held_out), dataset=Subset(everything, range(N)))
     next(iter(loader))
     assert loader.history.passes["features"]["forward"] == N + 100
+
+
+def test_a_sampler_that_draws_gives_the_same_validation_set_in_every_process(model):
+    everything = TensorDataset(*make_tensors(100, seed=1))
+    found = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        sampler = RandomSampler(everything, num_samples=10)
+        held_out = DataLoader(everything, batch_size=10, sampler=sampler)
+        found.append(subset_of(Glister(held_out), model))
+    assert found[0] == found[1]
+
+
+def test_a_batch_sampler_chooses_the_validation_set():
+    tensors = make_tensors(N + 100)
+    everything = TensorDataset(*tensors)
+    sampler = BatchSampler(SubsetRandomSampler(range(N, N + 50)), 16, drop_last=False)
+    held_out = DataLoader(everything, batch_sampler=sampler)
+    loader = make_loader(Glister(held_out), dataset=Subset(everything, range(N)))
+    next(iter(loader))
+    assert loader.history.passes["features"]["forward"] == N + 50
+
+
+def test_accumulated_batches_share_one_step(model):
+    """Four batches are one step of the mean loss: as far as one batch at a quarter of the rate."""
+    found = [
+        subset_of(Glister(held_out_loader(), lr=lr, rounds=9), model, accumulation_steps=steps)
+        for lr, steps in ((10.0, 4), (2.5, 1), (10.0, 1))
+    ]
+    assert found[0].keys() == found[1].keys() != found[2].keys()
 
 
 def test_settings_are_primitives_and_the_loader_is_none_of_them():

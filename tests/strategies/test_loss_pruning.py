@@ -173,6 +173,12 @@ def test_passes_are_whole_again_for_the_last_part_of_the_run():
     assert (weights == 1).all()
 
 
+def test_the_first_pass_is_whole_where_pruning_ends_within_it():
+    planner = LossPruning(num_steps=25).start(make_task())  # one pass; pruning ends with step 22
+    indices, _ = in_one(planner.next_region(None, 0))
+    assert len(indices.unique()) == len(indices) == N
+
+
 def test_an_incomplete_last_batch_is_left_out_where_the_loader_does_so():
     data = TensorDataset(*make_tensors(N))
     for drop_last in (True, False):
@@ -200,6 +206,20 @@ def test_accumulated_batches_come_in_whole_groups():
         planner.observe(torch.arange(N), make_losses())
     assert lengths[0] == 24  # of 25
     assert all(length % 4 == 0 and 0 < length < 24 for length in lengths[1:])
+
+
+@pytest.mark.parametrize("kept", [1, 3, 10])
+def test_few_that_are_kept_fill_a_group_of_accumulation(kept):
+    task = dataclasses.replace(make_task(), batches_per_step=4)
+    planner = LossPruning(prune_probability=0.999999).start(task)
+    planner.next_region(None, 0)
+    losses = torch.zeros(N)
+    losses[:kept] = 9.0
+    planner.observe(torch.arange(N), losses)
+    batches = planner.next_region(None, 1).batches
+    assert len(batches) == 4
+    assert all(len(batch.indices) for batch in batches)
+    assert {index for batch in batches for index in batch.indices.tolist()} == set(range(kept))
 
 
 def test_observed_losses_may_be_overwritten_afterwards():

@@ -86,6 +86,16 @@ def test_regions_are_as_long_as_the_epoch_of_the_loader(n, fraction, drop_last, 
     assert first["length"] * accumulation == len(loader)
 
 
+def test_an_epoch_of_larger_batches_has_one_selection():
+    model = make_model()
+    train_loader = DataLoader(TensorDataset(*make_tensors()), batch_size=16, shuffle=True)
+    strategy = Craig(subset_fraction=0.25)
+    options = {"loss_fn": CRITERION, "strategy": strategy, "budget": 0.25, "batch_size": 64}
+    loader = crest.CoresetLoader(train_loader, model, **options)
+    train(loader, model, epochs=2)
+    assert [record["step"] for record in loader.history.records] == [0, len(loader)]
+
+
 @all_strategies
 def test_a_resumed_run_continues_bit_for_bit(strategy):
     assert_resumes(make(strategy))

@@ -21,7 +21,8 @@ class Forgetting:
 
     Attributes:
         scores: Times that each example was wrong after it was right at the look before, int64,
-            shape (n,).
+            shape (n,). An example that was never right has none, hard as it is.
+        was_ever_correct: Whether each example was right at any look, bool, shape (n,).
 
     Args:
         num_examples: n.
@@ -36,6 +37,7 @@ class Forgetting:
 
     def __init__(self, num_examples: int) -> None:
         self.scores = torch.zeros(num_examples, dtype=torch.int64)
+        self.was_ever_correct = torch.zeros(num_examples, dtype=torch.bool)
         self._was_correct = torch.zeros(num_examples, dtype=torch.bool)
 
     def observe(self, indices: Tensor, correct: Tensor) -> None:
@@ -56,6 +58,7 @@ class Forgetting:
         indices, correct = indices.cpu(), correct.cpu()
         self.scores[indices] += (self._was_correct[indices] & ~correct).long()
         self._was_correct[indices] = correct
+        self.was_ever_correct[indices] |= correct
 
     def of_selected(self, selections: Selections) -> list[dict[str, float]]:
         """Average the scores, as they are now, of what was picked in each period: Figure 5.
@@ -64,10 +67,15 @@ class Forgetting:
             selections: What was picked and when.
 
         Returns:
-            For each period its last `step`, and the mean `score` of its picks.
+            For each period its last `step`, the mean `score` of its picks, and `never_learned`, the
+            share of picks of examples that were never right.
         """
         return [
-            {"step": step, "score": float((counts * self.scores).sum() / counts.sum())}
+            {
+                "step": step,
+                "score": float((counts * self.scores).sum() / counts.sum()),
+                "never_learned": float((counts * ~self.was_ever_correct).sum() / counts.sum()),
+            }
             for step, counts in selections.periods
         ]
 
@@ -90,10 +98,15 @@ class Forgetting:
         return counts
 
     def state_dict(self) -> dict[str, Any]:
-        """Return scores and the last look at each example."""
-        return {"scores": self.scores.clone(), "was_correct": self._was_correct.clone()}
+        """Return scores, and what earlier looks at each example showed."""
+        return {
+            "scores": self.scores.clone(),
+            "was_ever_correct": self.was_ever_correct.clone(),
+            "was_correct": self._was_correct.clone(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
         self.scores.copy_(state["scores"])
+        self.was_ever_correct.copy_(state["was_ever_correct"])
         self._was_correct.copy_(state["was_correct"])

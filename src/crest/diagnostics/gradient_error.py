@@ -17,6 +17,8 @@ from crest.strategies.protocol import MiniBatch
 
 __all__ = ["GradientError", "measure_gradient_error"]
 
+_STREAM = 0x9E3779B9  # any number of 32 bits, which is what a CPU generator takes of a seed
+
 
 @dataclass(frozen=True)
 class GradientError:
@@ -120,7 +122,9 @@ def measure_gradient_error(
             raise ValueError(f"{name} must be in [{least}, {most}]; got {value}.")
     if num_batches < 1:
         raise ValueError(f"num_batches must be >= 1; got {num_batches}.")
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:num_examples]
+    # Another stream than that of a loader with this seed, whose first pass it would be else.
+    generator = torch.Generator().manual_seed(seed ^ _STREAM)
+    order = torch.randperm(n, generator=generator)[:num_examples]
     full, sigma_squared = _full_gradient(loader, order.split(m), seed)
 
     def variance_of_random(size: int) -> float:

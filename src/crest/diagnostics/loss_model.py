@@ -22,8 +22,9 @@ def loss_model_errors(history: History) -> list[dict[str, Any]]:
 
     Returns:
         For each check its `step`, the `distance` ||delta|| from the anchor, `age`, the steps since
-        the anchor, `relative_error` (rho), `predicted_loss` F(delta), `check_loss` L^r with its
-        standard error `check_loss_error`, and `anchor_loss` F(0).
+        the anchor (None where a checkpoint cut off the anchor's record), `relative_error` (rho),
+        `predicted_loss` F(delta), `check_loss` L^r with its standard error `check_loss_error`, and
+        `anchor_loss` F(0).
 
     Example:
         >>> import torch
@@ -31,13 +32,13 @@ def loss_model_errors(history: History) -> list[dict[str, Any]]:
         []
     """
     checks = []
-    anchor = 0
+    anchor: int | None = None
     for record in history.records:
         if "relative_error" in record:
             checks.append(
                 {
                     "step": record["step"],
-                    "age": record["step"] - anchor,
+                    "age": None if anchor is None else record["step"] - anchor,
                     "distance": record["displacement_norm"],
                     **{key: record[key] for key in _KEYS},
                 }

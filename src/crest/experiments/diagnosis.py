@@ -137,9 +137,10 @@ class Diagnosis:
         Returns:
             For each name that was asked for: `gradient_error`, a list of `step` and the fields of
             `GradientError`; `loss_model`, see `loss_model_errors`; `forgetting`, with `selected`
-            (for each period its last `step` and the mean final `score` of its picks), `histogram`
-            of the scores of all examples, `selected_histogram` of those of all picks, and `mean`
-            over all examples; `selections`, with the `histogram` of how often examples were trained
+            (for each period its last `step`, the mean final `score` of its picks and the share of
+            them that were `never_learned`), `histogram` of the scores of all examples,
+            `selected_histogram` of those of all picks, and `mean` and `never_learned` over all
+            examples; `selections`, with the `histogram` of how often examples were trained
             on; `excluded`, a list of `step`, `excluded`, `accuracy` and `active_accuracy`.
         """
         forgetting, selections = self._forgetting, self._selections
@@ -151,6 +152,7 @@ class Diagnosis:
                 "histogram": forgetting.histogram(),
                 "selected_histogram": forgetting.histogram(selections),
                 "mean": float(forgetting.scores.float().mean()),
+                "never_learned": float((~forgetting.was_ever_correct).float().mean()),
             },
             "selections": {"histogram": selections.histogram()},
             "excluded": self._excluded,

@@ -60,12 +60,13 @@ def gradient_and_hessian_diagonal(
         loss, parameters, create_graph=bool(probes), allow_unused=True, materialize_grads=True
     )
     diagonal = torch.zeros_like(flatten(gradients))
-    if any(gradient.requires_grad for gradient in gradients):
+    varying = [k for k, gradient in enumerate(gradients) if gradient.requires_grad]
+    if varying:  # constant ones, of a hinge loss say, add nothing to H z
         for probe in probes:
             products = torch.autograd.grad(
-                gradients,
+                [gradients[k] for k in varying],
                 parameters,
-                grad_outputs=probe,
+                grad_outputs=[probe[k] for k in varying],
                 retain_graph=probe is not probes[-1],
                 allow_unused=True,
                 materialize_grads=True,

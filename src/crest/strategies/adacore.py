@@ -70,8 +70,10 @@ class AdaCore(SubsetSettings):
             A planner at step 0.
 
         Raises:
-            ValueError: If the settings do not fit the task.
+            ValueError: If the settings do not fit the task, or the loader looks at a cheaper model
+                or view: its gradients would be divided by the curvature of another.
         """
+        task.refuse_cheaper_looks("AdaCore")
         return _AdaCorePlanner(self, task)
 
 

@@ -24,6 +24,7 @@ __all__ = [
 
 Features = Literal["logits", "input", "weight"]
 
+_ROUNDING = 1e-6  # of float32, relative
 _SUBSETS_AT_ONCE = 16
 _DISTANCES_AT_ONCE = 2**25  # unless one subset has more; some GB with what they are made from
 
@@ -107,7 +108,9 @@ def relative_gradient_error(
     mini-batches have sigma^2 / (P m).
 
     Note:
-        No choice from k candidates can be below P m / k, what all of them together would have.
+        No choice from k candidates can be below P m / k, what all of them together would have. It
+        takes n for large beside k: where the candidates are most of a small data set, coresets are
+        better than it says, and so are random mini-batches.
 
     Args:
         gradients: Of the candidates, k rows.
@@ -126,8 +129,9 @@ def relative_gradient_error(
     device = gradients.losses.device
     distance = float(gradients.weighted_sum(weights.to(device)).square().sum())
     mean = gradients.weighted_sum(torch.full((k,), 1.0 / k, device=device))
-    variance = float(gradients.squared_norms().mean() - mean.square().sum())
-    return distance * used / variance + used / k if variance > 0 else 1.0
+    mean_square = float(gradients.squared_norms().double().mean())
+    variance = mean_square - float(mean.double().square().sum())
+    return distance * used / variance + used / k if variance > _ROUNDING * mean_square else 1.0
 
 
 def _pick(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from crest.exclusion import LearnedExamples
-from crest.pool import Pool
+from crest.pool import Pool, random_subsets
 from crest.quadratic import (
     QuadraticModel,
     SmoothedMoments,
@@ -387,6 +387,7 @@ class _CrestPlanner:
         count = self._settings.probe_interval * self._backoff * self._task.batches_per_step
         self._backoff = min(2 * self._backoff, _MAX_BACKOFF)
         batches = []
+        self._random_order = self._random_order[self._pool.active[self._random_order]]
         for _ in range(count):
             if len(self._random_order) < m:
                 members = self._pool.active.nonzero().squeeze(1)
@@ -436,16 +437,16 @@ class _CrestPlanner:
         if self._settings.num_candidates is None:
             return self._draw_subsets(count, self._subset_size)
         (candidates,) = self._draw_subsets(1, self._settings.num_candidates)
-        return torch.stack(
-            [
-                candidates[torch.randperm(len(candidates), generator=self._task.generator)]
-                for _ in range(count)
-            ]
-        )[:, : self._subset_size]
+        return random_subsets(
+            candidates, count, self._subset_size, self._task.generator, labels=self._strata
+        )
 
     def _draw_subsets(self, count: int, size: int) -> Tensor:
-        labels = self._task.labels if self._settings.stratify else None
-        return self._pool.draw(count, size, self._task.generator, labels=labels)
+        return self._pool.draw(count, size, self._task.generator, labels=self._strata)
+
+    @property
+    def _strata(self) -> Tensor | None:
+        return self._task.labels if self._settings.stratify else None
 
     def _watch(self, indices: Tensor, losses: Tensor) -> None:
         if self._learned is not None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
-from crest.observer import LastLayerGradients, preserved_order, preserved_random_state
+from crest.observer import LastLayerGradients, preserved_order, seeded
 from crest.strategies.protocol import Examples, Planner, Task
 from crest.strategies.subsets import Share, SubsetPlanner, SubsetSettings
 
@@ -92,8 +92,9 @@ class Glister(SubsetSettings):
                 shares examples with it.
         """
         loader = cast("DataLoader[Any]", vars(self)["validation_loader"])
-        with preserved_random_state(torch.device("cpu")), preserved_order(loader):
-            indices = torch.tensor(sorted(loader.sampler), dtype=torch.int64)
+        # Should a sampler draw them, the same examples in every process.
+        with seeded(0), preserved_order(loader):
+            indices = torch.tensor(_examples_of(loader), dtype=torch.int64)
         if len(indices) == 0:
             raise ValueError("validation_loader must hold at least one example; got an empty one.")
         shared = _num_shared(loader.dataset, indices, task.dataset, task.num_examples)
@@ -108,7 +109,8 @@ class Glister(SubsetSettings):
         ) -> tuple[Tensor, Tensor]:
             with examples.timed("features"):
                 validation = _Outlook(examples.outside_gradients(loader, indices))
-            picks = _greedy(gradients, shares, validation, self.lr / task.batch_size, self.rounds)
+            step_of_one = self.lr / (task.batch_size * task.batches_per_step)
+            picks = _greedy(gradients, shares, validation, step_of_one, self.rounds)
             return picks, torch.full((len(picks),), task.num_examples / len(picks))
 
         return SubsetPlanner(self, task, pick)
@@ -184,6 +186,14 @@ def _greedy(
         picked[new] = True
         picks.append(new)
     return torch.cat(picks)
+
+
+def _examples_of(loader: DataLoader[Any]) -> list[int]:
+    """List the examples of a pass, ascending."""
+    batches = loader.batch_sampler
+    if batches is None or loader.drop_last:  # incomplete batches count, too
+        return sorted(set(loader.sampler))
+    return sorted({index for batch in batches for index in batch})
 
 
 def _largest(gains: Tensor, rows: Tensor, count: int) -> Tensor:

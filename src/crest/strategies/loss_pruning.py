@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +72,11 @@ class LossPruning:
 
         Returns:
             A planner at step 0.
+
+        Raises:
+            ValueError: If the loader looks at a cheaper model or view.
         """
+        task.refuse_cheaper_looks("LossPruning")
         return _PruningPlanner(self, task)
 
 
@@ -109,8 +114,11 @@ class _PruningPlanner:
             used = kept[: len(kept) - len(kept) % m]
         batches = [MiniBatch(indices, weights[indices]) for indices in used.split(m)]
         group = task.batches_per_step
-        batches = batches[: max(len(batches) // group, 1) * group]  # whole groups of accumulation
-        if prunes and last_step is not None:
+        if len(batches) < group:
+            pieces = used.repeat(math.ceil(group / len(used))).tensor_split(group)
+            batches = [MiniBatch(indices, weights[indices]) for indices in pieces]
+        batches = batches[: len(batches) // group * group]  # whole groups of accumulation
+        if len(kept) < n and last_step is not None:
             batches = batches[: (last_step - step) * group]
         return Region(batches, record={"updated": len(kept) < n, "kept": len(kept)})
 

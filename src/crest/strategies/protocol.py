@@ -75,6 +75,7 @@ class Task:
         generator: CPU generator for all random choices of the plan. The loader keeps its state.
         labels: Class of each example, int64, shape (n,), if known beforehand.
         user_order: Draws the batches of the next epoch as the user's own loader would.
+        batches_per_pass: Batches of an epoch of the user's own loader.
         dataset: The data set itself, to tell whether another one shares examples with it; not to
             be read from. None if there is nothing to tell.
         exact_losses: Whether the losses beside last-layer gradients are those of the model on its
@@ -88,8 +89,24 @@ class Task:
     generator: torch.Generator
     labels: Tensor | None
     user_order: UserOrder
+    batches_per_pass: int
     dataset: Any = None
     exact_losses: bool = True
+
+    def refuse_cheaper_looks(self, strategy: str) -> None:
+        """Refuse what makes looks at the model cheaper, for a strategy that cannot use it.
+
+        Args:
+            strategy: Its name.
+
+        Raises:
+            ValueError: If the losses are not exact.
+        """
+        if not self.exact_losses:
+            raise ValueError(
+                "observer_transform, observer_model and observer_batch_statistics must be left "
+                f"out with {strategy}, which looks at the model on its own data; got one of them."
+            )
 
 
 class UserOrder(Protocol):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crest.pool import Deck
+from crest.pool import Deck, systematic_sample
 from crest.strategies.coresets import resolve_num_candidates
 from crest.strategies.protocol import Examples, MiniBatch, Planner, Region, Task
 
@@ -62,8 +62,10 @@ class SelectiveBackprop:
             A planner at step 0.
 
         Raises:
-            ValueError: If `num_candidates` does not fit the task.
+            ValueError: If `num_candidates` does not fit the task, or the loader looks at a cheaper
+                model or view.
         """
+        task.refuse_cheaper_looks("SelectiveBackprop")
         r = resolve_num_candidates(self.num_candidates, task, batches=3)
         return _SelectivePlanner(self, task, r)
 
@@ -136,24 +138,3 @@ def inclusion_probabilities(
         if not (probabilities > 1).any():
             return probabilities
         sure |= probabilities > 1
-
-
-def systematic_sample(probabilities: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Keep exactly `size` rows, each with its own probability.
-
-    A comb of distance 1 with a random start is laid over the cumulated probabilities. Rows should
-    come in random order, so that neighbours exclude each other by chance alone.
-
-    Args:
-        probabilities: In (0, 1], sum `size`, float64, shape (r,).
-        size: m.
-        generator: CPU generator.
-
-    Returns:
-        Distinct rows, ascending, int64, shape (m,).
-    """
-    start = torch.rand((), generator=generator, dtype=torch.float64)
-    ends = probabilities.cumsum(0)
-    ends *= size / ends[-1]
-    teeth = torch.arange(size, dtype=torch.float64) + start
-    return torch.searchsorted(ends, teeth, right=True).clamp_(max=len(ends) - 1)

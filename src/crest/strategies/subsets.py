@@ -44,7 +44,7 @@ class SubsetSettings:
     Args:
         subset_fraction: k / n, in (0, 1]; as a rule the budget of the loader.
         reselect_steps: Optimizer steps between two selections, >= 1. None: one short epoch, which
-            is `subset_fraction` of the steps of a pass over all examples.
+            is `subset_fraction` of the steps of an epoch of the user's own loader.
         per_class: Whether each class is picked from on its own, in proportion to its examples and
             with one pick at least, k in all. None: where the class of every example is known.
         keep_views: Whether to train on the very views that were selected, as weights are right
@@ -179,9 +179,7 @@ class SubsetPlanner:
         settings, task = self._settings, self._task
         if settings.reselect_steps is not None:
             return settings.reselect_steps
-        one_pass = task.num_examples / task.batch_size
-        one_pass = math.floor(one_pass) if task.drop_last else math.ceil(one_pass)
-        steps = settings.subset_fraction * one_pass / task.batches_per_step
+        steps = settings.subset_fraction * task.batches_per_pass / task.batches_per_step
         return max(math.floor(steps + 0.5), 1)  # as the loader rounds its epoch
 
     def state_dict(self) -> dict[str, Any]:
