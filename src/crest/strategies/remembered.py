@@ -79,13 +79,14 @@ class _RememberingPlanner:
         self._gradients = LastSeen(task.num_examples, "outputs' gradients")
         self._drawn = 0  # examples of random mini-batches
         self._missed = 0  # examples that should have been observed by now
+        self._has_heard = False  # not in a preview, which trains on nothing
         self._unheard = 0  # examples planned since something was observed
         self._has_warned = False
 
     def remember(self, indices: Tensor, errors: Tensor) -> None:
         self._gradients.tell(indices, errors.reshape(len(errors), -1))
-        self._unheard = 0
-        if self._missed:  # here, as a preview trains on nothing
+        self._has_heard, self._unheard = True, 0
+        if self._missed:
             self._warn(
                 f"has not heard of {self._missed} of {self._task.num_examples} examples after more "
                 "than a pass, and trains on random mini-batches until then."
@@ -101,7 +102,7 @@ class _RememberingPlanner:
                 "Call loader.observe(losses, outputs) after each forward pass."
             )
         self._missed = unknown if self._drawn >= _PATIENCE * n else 0
-        if self._unheard >= _PATIENCE * n:
+        if self._has_heard and self._unheard >= _PATIENCE * n:
             self._warn("has heard nothing for more than a pass.")
         with examples.timed("select"):
             picks = self._random_batches() if unknown else self._picks()
