@@ -110,7 +110,10 @@ def _columns(outcome: Outcome) -> dict[str, _Measure]:
         "fig2": ["run time / full", "accuracy / full"],
         "fig3": ["accuracy / greedy", "updates / greedy"],
         "fig4": ["updates"],
-        "fig5": ["score, first fifth", "score, last fifth", "score of all"],
+        "fig5": [
+            *("score, first fifth", "score, last fifth", "score of all"),
+            *("never learned, first fifth", "never learned, last fifth", "never learned of all"),
+        ],
         "fig6": ["normalized bias", "normalized error", "union error", "variance of mini-batches"],
         "fig7": ["excluded", "accuracy on excluded", "never picked", "picks of the most picked"],
         "fig9": ["variance of mini-batches", "of random batches", "of random subsets V_r"],
@@ -140,9 +143,14 @@ def _columns(outcome: Outcome) -> dict[str, _Measure]:
         "variance of mini-batches": _gradients("variance"),
         "of random batches": _gradients("random_variance"),
         "of random subsets V_r": _gradients("subset_variance"),
-        "score, first fifth": _scores(0.0, 0.2),
-        "score, last fifth": _scores(0.8, 1.0),
+        "score, first fifth": _picked("score", 0.0, 0.2),
+        "score, last fifth": _picked("score", 0.8, 1.0),
         "score of all": _diagnosed(lambda found: found["forgetting"]["mean"]),
+        "never learned, first fifth": _picked("never_learned", 0.0, 0.2, 100.0),
+        "never learned, last fifth": _picked("never_learned", 0.8, 1.0, 100.0),
+        "never learned of all": _diagnosed(
+            lambda found: _percent(found["forgetting"].get("never_learned"))
+        ),
         "excluded": _diagnosed(lambda found: found["excluded"][-1]["excluded"]),
         "accuracy on excluded": _diagnosed(
             lambda found: _percent(found["excluded"][-1]["accuracy"])
@@ -175,17 +183,17 @@ def _gradients(key: str) -> _Measure:
     return measure
 
 
-def _scores(low: float, high: float) -> _Measure:
-    """Average the forgetting scores of what was picked in a part of the run."""
+def _picked(key: str, low: float, high: float, factor: float = 1.0) -> _Measure:
+    """Average what is known of forgetting over what was picked in a part of the run."""
 
     def measure(task: str, some: Records) -> list[float]:
         means = []
         for record in some:
             periods = record.get("diagnostics", {}).get("forgetting", {}).get("selected", [])
             inside = [
-                period["score"]
+                factor * period[key]
                 for period in periods
-                if low < period["step"] / record["steps"] <= high
+                if low < period["step"] / record["steps"] <= high and key in period
             ]
             means += [statistics.fmean(inside)] if inside else []
         return means
