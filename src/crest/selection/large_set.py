@@ -130,8 +130,8 @@ def _differences(features: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _products(features: Tensor) -> Callable[[Tensor], Tensor]:
-    centred = features.double()
-    centred -= centred.mean(0)
+    doubles = features.double()
+    centred = doubles - doubles.mean(0)  # not in place: float64 is no copy
     norms = centred.square().sum(1)
 
     def distances(rows: Tensor) -> Tensor:
