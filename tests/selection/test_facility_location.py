@@ -41,6 +41,15 @@ KINDS = {
 }
 
 
+@pytest.mark.parametrize("method", ["exact", "matrix-free", "stochastic"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_gradients_of_the_caller_stay_as_they_are(dtype, method):
+    gradients = make_gradients(60, 40, dtype=dtype) + 3
+    before = gradients.clone()
+    facility_location(gradients, 5, method=method)
+    assert torch.equal(gradients, before)
+
+
 @pytest.mark.parametrize("method", ["exact", "matrix-free"])
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 29, 30])
 @pytest.mark.parametrize("kind", KINDS)

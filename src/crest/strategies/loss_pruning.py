@@ -23,7 +23,8 @@ class LossPruning:
 
     In each pass an example whose last loss was below the mean is left out with probability r. If it
     is kept, it counts 1 / (1 - r) times, so that the expected gradient is that of all examples. The
-    first pass is whole, as are examples without a loss: in a run of one pass all is as in `Random`.
+    first pass is whole, but for batches that fill no group of accumulation, and examples without a
+    loss are kept: in a run of one pass all is as in `Random`.
 
     Losses are those of training and cost nothing if the loop passes them on:
     `loader.observe(losses)` after each forward pass. After a pass in which it was told none, the
