@@ -61,19 +61,19 @@ def glister(
 ) -> list[int]:
     """Move the real last layer after each round; both pairs are head inputs and classes."""
 
-    def gradients(weight, bias, inputs, targets):
-        weight, bias = weight.clone().requires_grad_(), bias.clone().requires_grad_()
-        loss = nn.functional.cross_entropy(inputs @ weight.T + bias, targets)
-        return torch.autograd.grad(loss, [weight, bias])
+    def gradients(parameters, inputs, targets):
+        parameters = [parameter.clone().requires_grad_() for parameter in parameters]
+        loss = nn.functional.cross_entropy(nn.functional.linear(inputs, *parameters), targets)
+        return torch.autograd.grad(loss, parameters)
 
     at_start = [parameter.detach().double() for parameter in head.parameters()]
     inputs, targets = train[0].double(), train[1]
-    each = [gradients(*at_start, inputs[i : i + 1], targets[i : i + 1]) for i in range(len(inputs))]
+    each = [gradients(at_start, inputs[i : i + 1], targets[i : i + 1]) for i in range(len(inputs))]
     moved = [parameter.clone() for parameter in at_start]
     picks: list[int] = []
     for turn in range(rounds):
-        slope = gradients(*moved, validation[0].double(), validation[1])
-        gains = [float((g[0] * slope[0]).sum() + (g[1] * slope[1]).sum()) for g in each]
+        slope = gradients(moved, validation[0].double(), validation[1])
+        gains = [sum(float((a * b).sum()) for a, b in zip(g, slope, strict=True)) for g in each]
         new = []
         for rows, size in groups:
             count = size * (turn + 1) // rounds - size * turn // rounds

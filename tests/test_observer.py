@@ -48,6 +48,19 @@ def regression(outputs):
     return model, loss_fn, (torch.randn(7, 4), torch.randn(7, outputs))
 
 
+def without_bias():
+    model = classification(CRITERION)[0]
+    head = model[-1]
+    model[-1] = nn.Linear(head.in_features, head.out_features, bias=False)
+    return model, *classification(CRITERION)[1:]
+
+
+def with_frozen_bias():
+    model, *others = classification(CRITERION)
+    model[-1].bias.requires_grad_(False)
+    return model, *others
+
+
 def binary():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
@@ -80,6 +93,8 @@ def pixels():
 
 TASKS = {
     "cross-entropy": lambda: classification(CRITERION),
+    "a head without bias": without_bias,
+    "a frozen bias": with_frozen_bias,
     "label smoothing": lambda: classification(
         nn.CrossEntropyLoss(reduction="none", label_smoothing=0.1)
     ),
@@ -109,8 +124,9 @@ def test_last_layer_gradients_equal_autograd_one_example_at_a_time(task):
             loss = loss_fn(model, batch).sum()
         else:
             loss = loss_fn(model(batch[0]), batch[1]).sum()
-        weight, bias = torch.autograd.grad(loss, [head.weight, head.bias])
-        expected = torch.cat([weight.flatten(1), bias[:, None]], dim=1).flatten()
+        trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+        parts = torch.autograd.grad(loss, trained)
+        expected = torch.cat([part.reshape(len(part), -1) for part in parts], dim=1).flatten()
         assert torch.allclose(seen.weight_gradients()[i], expected, atol=1e-6)
         assert torch.allclose(seen.losses[i], loss, atol=1e-6)
     # dL/dh = e W, for any linear head
@@ -139,6 +155,14 @@ def test_last_layer_gradients_equal_vmap_of_grad():
     gradients = torch.func.vmap(torch.func.grad(loss_of), (None, 0, 0))(parameters, inputs, targets)
     expected = torch.cat([gradients["4.weight"], gradients["4.bias"][:, :, None]], dim=2)
     assert torch.allclose(seen.weight_gradients(), expected.flatten(1), atol=1e-6)
+
+
+def test_gradients_of_a_head_that_is_frozen_as_a_whole_are_those_of_a_trained_one():
+    model, loss_fn, batch = classification(CRITERION)
+    trained = Observer(model, loss_fn).last_layer_gradients(batch).weight_gradients()
+    model[-1].requires_grad_(False)
+    frozen = Observer(model, loss_fn).last_layer_gradients(batch).weight_gradients()
+    assert torch.equal(frozen, trained)
 
 
 def test_errors_of_cross_entropy_are_p_minus_y():

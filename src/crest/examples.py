@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from crest.history import COMPONENTS, History
 from crest.observer import LastLayerGradients, Observer
+from crest.pool import UNKNOWN_CLASS
 from crest.reader import Reader, Request, place
 from crest.strategies.protocol import MiniBatch
 
@@ -30,7 +31,7 @@ class ObservedExamples:
     """Joins reader, observer and history behind the protocol `strategies.protocol.Examples`.
 
     Attributes:
-        labels: Class of each example as far as known, else -1; int64, shape (n,).
+        labels: Class of each example, or `pool.UNKNOWN_CLASS`, int64, shape (n,).
 
     Args:
         reader: Reads the examples.
@@ -314,9 +315,9 @@ class ObservedExamples:
     def _read(self, indices: Tensor, seeds: list[int]) -> dict[int, Any]:
         with self._history.timed("data"):
             items = self._reader.items(indices, seeds, self._chunk)
-        unknown = indices[self.labels[indices] < 0].tolist()
-        known = {index: label for index in unknown if (label := _label(items[index])) >= 0}
-        self.labels[list(known)] = torch.tensor(list(known.values()), dtype=torch.int64)
+        unknown = indices[self.labels[indices] == UNKNOWN_CLASS]
+        found = [_label(items[index]) for index in unknown.tolist()]
+        self.labels[unknown] = torch.tensor(found, dtype=torch.int64)
         return items
 
     def _batch(self, items: dict[int, Any], indices: Tensor) -> Any:
@@ -342,7 +343,7 @@ class ObservedExamples:
 
 
 def _label(item: Any) -> int:
-    """Find the class of an item, the second of a pair or the label of a mapping; -1 for none."""
+    """Find the class of an item, the second of a pair or the label of a mapping, if any."""
     label: Any = None
     if isinstance(item, (tuple, list)) and len(item) == 2:
         label = item[1]
@@ -351,4 +352,4 @@ def _label(item: Any) -> int:
     on_device = isinstance(label, Tensor) and label.device.type != "cpu"  # would be waited for
     if isinstance(label, (Tensor, np.ndarray, np.generic)) and not on_device:
         label = label.item() if math.prod(label.shape) == 1 else None
-    return int(label) if isinstance(label, int) else -1
+    return int(label) if isinstance(label, int) else UNKNOWN_CLASS

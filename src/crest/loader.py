@@ -23,6 +23,7 @@ from torch.utils.data import (
 from crest.examples import ObservedExamples
 from crest.history import History
 from crest.observer import Observer, preserved_order, preserved_random_state
+from crest.pool import UNKNOWN_CLASS
 from crest.reader import Reader, Request, place
 from crest.strategies import Crest, Full, Strategy
 from crest.strategies.protocol import (
@@ -36,7 +37,7 @@ from crest.strategies.protocol import (
 
 __all__ = ["CoresetLoader", "weighted_mean"]
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 
 
 def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
@@ -233,7 +234,7 @@ class CoresetLoader:
             )
         self.history = History(batch_size * accumulation_steps, self.observer.device)
         self._reader = Reader(train_loader)
-        known_labels = torch.full((self._dataset_length,), -1)
+        known_labels = torch.full((self._dataset_length,), UNKNOWN_CLASS)
         if labels is not None:
             known_labels.copy_(labels)
         if selection_dataset is not None and len(selection_dataset) != self._dataset_length:
@@ -392,7 +393,13 @@ class CoresetLoader:
         branch.load_state_dict({**copy.deepcopy(state), "settings": branch._settings})
         branch._examples.share_views(self._examples)
         found = []
-        with preserved_random_state(self.observer.device), preserved_order(self._train_loader):
+        with (
+            preserved_random_state(self.observer.device),
+            preserved_order(self._train_loader),
+            warnings.catch_warnings(),
+        ):
+            # Nothing is trained on here, so that no strategy hears anything.
+            warnings.filterwarnings("ignore", message=".* has heard nothing")
             for _ in range(count):
                 branch._untrained = 0  # that nothing is trained is no lag here
                 planned, batch = branch._fetch()

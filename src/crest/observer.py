@@ -33,20 +33,25 @@ class LastLayerGradients:
         inputs: Input of the head, h, shape (k, ..., d).
         input_gradients: Derivative by the input of the head, dL/dh, shape (k, ..., d), the paper's
             wording. Feature `"input"`.
+        bias: Whether gradients by the bias of the head count: not where it has none, or a frozen
+            one beside a trained weight. Gradients by a linear head have d' = d + 1 columns with it,
+            else d' = d.
     """
 
     losses: Tensor
     errors: Tensor
     inputs: Tensor
     input_gradients: Tensor
+    bias: bool = True
 
     def weight_gradients(self) -> Tensor:
         """Form the gradients by weight and bias of a linear head, the feature `"weight"`.
 
-        The gradient of an example is the sum over its positions of e (x) [h, 1].
+        The gradient of an example is the sum over its positions of e (x) [h, 1], or e (x) h without
+        a bias.
 
         Returns:
-            Shape (k, c * (d + 1)).
+            Shape (k, c * d').
         """
         errors, inputs = self._by_position()
         return torch.einsum("ktc,ktd->kcd", errors, inputs).flatten(1)
@@ -58,7 +63,7 @@ class LastLayerGradients:
             weights: One factor for each example, shape (k,).
 
         Returns:
-            Shape (c, d + 1).
+            Shape (c, d').
         """
         errors, inputs = self._by_position()
         return torch.einsum("k,ktc,ktd->cd", weights.to(errors), errors, inputs)
@@ -75,10 +80,12 @@ class LastLayerGradients:
         return ((errors @ errors.mT) * (inputs @ inputs.mT)).sum((1, 2))
 
     def _by_position(self) -> tuple[Tensor, Tensor]:
-        """Give e and [h, 1] at each position, (k, t, c) and (k, t, d + 1)."""
+        """Give e and h, with a 1 for the bias, at each position: (k, t, c) and (k, t, d')."""
         errors = self.errors.reshape(len(self.errors), -1, self.errors.shape[-1])
         inputs = self.inputs.reshape(len(self.inputs), -1, self.inputs.shape[-1])
-        return errors, torch.cat([inputs, inputs.new_ones(*inputs.shape[:2], 1)], dim=2)
+        if self.bias:
+            inputs = torch.cat([inputs, inputs.new_ones(*inputs.shape[:2], 1)], dim=2)
+        return errors, inputs
 
     @staticmethod
     def concatenate(parts: list[LastLayerGradients]) -> LastLayerGradients:
@@ -92,12 +99,11 @@ class LastLayerGradients:
         Returns:
             All examples of all parts.
         """
-        return LastLayerGradients(
-            *(
-                _concatenate([getattr(part, name) for part in parts])
-                for name in ("losses", "errors", "inputs", "input_gradients")
-            )
-        )
+        whole = {
+            name: _concatenate([getattr(part, name) for part in parts])
+            for name in ("losses", "errors", "inputs", "input_gradients")
+        }
+        return LastLayerGradients(**whole, bias=parts[0].bias)
 
 
 class Observer:
@@ -242,8 +248,8 @@ class Observer:
                 )
             if input_gradients is None:  # a head that does not use its input
                 input_gradients = torch.zeros_like(inputs[0])
-        found = [errors, inputs[0].detach(), input_gradients]
-        for part in found:
+        hidden = inputs[0].detach()
+        for part in (errors, hidden, input_gradients):
             if len(part) != len(losses):
                 raise ValueError(
                     "the head must have a row for each example, batch first; "
@@ -258,8 +264,13 @@ class Observer:
                     f"kernel_size, stride and groups of 1 and no padding; {self._name(head)} is "
                     f"{head}. Name another with head=."
                 )
-            found = [part.movedim(1, -1) for part in found]  # pixels before channels
-        return LastLayerGradients(losses.detach().float(), *found)
+            errors, hidden, input_gradients = (
+                part.movedim(1, -1)  # pixels before channels
+                for part in (errors, hidden, input_gradients)
+            )
+        return LastLayerGradients(
+            losses.detach().float(), errors, hidden, input_gradients, _trains_bias(head)
+        )
 
     @contextmanager
     def differentiable_losses(self, batch: Any, scope: str = "trainable") -> Iterator[Tensor]:
@@ -520,6 +531,16 @@ def _first_argument(function: Callable[..., Any]) -> str | None:
         return next(iter(inspect.signature(target).parameters), None)
     except (TypeError, ValueError):  # a builtin without a signature
         return None
+
+
+def _trains_bias(head: nn.Module) -> bool:
+    """Tell whether gradients by the bias count: not of a frozen bias beside a trained weight."""
+    if not hasattr(head, "bias"):  # a module of another kind, whose bias has another name
+        return True
+    bias: Tensor | None = head.bias  # type: ignore[assignment]
+    if bias is None:
+        return False
+    return bias.requires_grad or not any(p.requires_grad for p in head.parameters())
 
 
 def _length(batch: Any) -> str:

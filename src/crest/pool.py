@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Deck", "Pool", "random_subsets", "systematic_sample"]
+__all__ = ["UNKNOWN_CLASS", "Deck", "Pool", "random_subsets", "systematic_sample"]
+
+UNKNOWN_CLASS = torch.iinfo(torch.int64).min  # -1 may be a class
 
 
 class Pool:
@@ -68,7 +70,7 @@ class Pool:
         Args:
             indices: Examples to drop, distinct, int64, shape (k,).
             losses: Their largest recent losses, shape (k,).
-            labels: Class of each example of the data set, -1 where unknown, shape (n,).
+            labels: Class of each example of the data set, or `UNKNOWN_CLASS`, int64, shape (n,).
 
         Returns:
             The indices that were dropped, shape (at most k,).
@@ -78,7 +80,7 @@ class Pool:
         indices = indices[: max(self.num_active - self.min_pool, 0)]
         self.active[indices] = False
         classes = labels[indices]
-        emptied = (classes >= 0) & ~torch.isin(classes, labels[self.active])
+        emptied = (classes != UNKNOWN_CLASS) & ~torch.isin(classes, labels[self.active])
         keep = torch.zeros(len(indices), dtype=torch.bool)
         for label in classes[emptied].unique().tolist():
             keep[(classes == label).nonzero()[-1]] = True

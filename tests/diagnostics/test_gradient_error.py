@@ -116,6 +116,14 @@ def test_batches_of_one_half_are_biased_beyond_the_full_gradient():
     assert error.nearly_unbiased is False
 
 
+def test_a_mini_batch_in_another_order_is_the_same():
+    batches = [([0, 1], [1.5, 0.5]), ([1, 0], [0.5, 1.5]), ([0, 1], [0.5, 1.5])]
+    for looked_at, distinct in ((2, 1), (3, 2)):  # other weights make another one
+        line = make_line([1.0, 2.0, 3.0, 6.0], *batches)
+        error = measure_gradient_error(line, num_batches=looked_at, subset_size=2)
+        assert error.num_batches == distinct
+
+
 def test_errors_that_cancel_are_no_bias():
     ones = [1.0, 1.0]
     loader = make_line([1.0] * 4 + [-0.5] * 4, ([0, 1], ones), ([4, 5], ones))

@@ -139,6 +139,14 @@ def test_zero_betas_smooth_nothing():
         assert float(curvature) == abs(value)
 
 
+def test_smoothing_starts_anew_with_other_parameters():
+    moments = SmoothedMoments((0.5, 0.75))
+    moments.update(torch.ones(2), torch.ones(2))
+    gradient, curvature = moments.update(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 1, -2]))
+    assert gradient.tolist() == [1, 2, 3]
+    assert curvature.tolist() == [0, 1, 2]
+
+
 def test_smoothing_continues_from_its_state():
     one, other = SmoothedMoments((0.9, 0.999)), SmoothedMoments((0.9, 0.999))
     draws = torch.randn(4, 2, 3)

@@ -15,9 +15,10 @@ def make_rows(*shape, seed=0, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def full_gradients(errors, inputs):
-    """e (x) [h, 1], formed."""
-    inputs = torch.cat([inputs, torch.ones(*inputs.shape[:-1], 1)], dim=-1)
+def full_gradients(errors, inputs, bias=True):
+    """e (x) [h, 1], or e (x) h, formed."""
+    if bias:
+        inputs = torch.cat([inputs, torch.ones(*inputs.shape[:-1], 1)], dim=-1)
     return (errors[..., :, None].double() * inputs[..., None, :]).flatten(-2)
 
 
@@ -55,14 +56,15 @@ def test_leading_dimensions_are_kept(shape):
     torch.testing.assert_close(last, expected)
 
 
-def test_last_layer_distances_are_those_of_the_full_gradients():
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_last_layer_distances_are_those_of_the_full_gradients(bias):
     errors = make_rows(3, 120, 10).softmax(2)
     errors -= torch.eye(10)[torch.arange(120) % 10]
     inputs = make_rows(3, 120, 64, seed=1).relu()
     errors[:, 60:70], inputs[:, 60:70] = errors[:, :10], inputs[:, :10]
     errors[:, 80:90] = 0
-    distances = last_layer_distances(errors, inputs)
-    expected = pairwise_distances(full_gradients(errors, inputs))
+    distances = last_layer_distances(errors, inputs, bias=bias)
+    expected = pairwise_distances(full_gradients(errors, inputs, bias))
     torch.testing.assert_close(distances.double(), expected, rtol=1e-6, atol=1e-7)
     assert distances[:, 60:70, :10].diagonal(dim1=1, dim2=2).count_nonzero() == 0
     assert distances[:, 80:90, 80:90].count_nonzero() == 0

@@ -10,12 +10,12 @@ import reference_baselines
 from crest.selection.matching_pursuit import matching_pursuit
 
 
-def make_rows(n=60, c=2, d=8, seed=2):
+def make_rows(n=60, c=2, d=8, seed=2, scale=1.0):
     """Factors of last-layer gradients, as cross-entropy makes them, and the gradients."""
     generator = torch.Generator().manual_seed(seed)
     errors = torch.randn(n, c, generator=generator).softmax(1)
     errors[torch.arange(n), torch.randint(c, (n,), generator=generator)] -= 1
-    inputs = torch.randn(n, d, generator=generator).relu()
+    inputs = scale * torch.randn(n, d, generator=generator).relu()
     with_one = torch.cat([inputs, torch.ones(n, 1)], dim=1)
     return errors, inputs, torch.einsum("nc,nd->ncd", errors, with_one).flatten(1)
 
@@ -79,6 +79,29 @@ def test_factors_give_the_picks_of_the_gradients_they_stand_for():
     assert torch.allclose(factored.weights, formed.weights, rtol=1e-5)
 
 
+def test_rows_of_a_head_without_bias_have_no_column_for_it():
+    errors, inputs, gradients = make_rows()
+    formed = matching_pursuit(gradients.view(60, 2, 9)[:, :, :8].flatten(1), 15)
+    factored = matching_pursuit(errors, 15, inputs=inputs, bias=False)
+    assert torch.equal(factored.indices, formed.indices)
+    assert torch.allclose(factored.weights, formed.weights, rtol=1e-5)
+
+
+def test_large_gradients_do_not_end_the_pursuit_before_the_budget():
+    """The ridge is then little beside them, and most of the sum is matched by a few rows."""
+    _, _, gradients = make_rows(n=600, d=4, scale=200.0)
+    indices, weights = matching_pursuit(gradients, 60)
+    assert (weights > 0).all()
+    total = gradients.double().sum(0)
+    best = reference_baselines.ridge_nnls(gradients[indices], total, 0.5)
+    assert objective(gradients, indices, weights) < 1.0001 * objective(gradients, indices, best)
+
+
+def objective(gradients, indices, weights, ridge=0.5):
+    residual = gradients.double().sum(0) - weights @ gradients[indices].double()
+    return float(residual.square().sum() + ridge * weights.square().sum())
+
+
 @pytest.mark.parametrize("size", [1, 5, 30, 60], ids="k={}".format)
 @pytest.mark.parametrize("kind", ["random", "duplicate", "equal", "zero", "tiny", "cancelling"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
@@ -104,7 +127,7 @@ def test_rows_that_complete_the_budget_weigh_nothing():
     """Known elsewhere: random rows complete it, on another scale of weights."""
     gradients = torch.eye(3).repeat(10, 1)
     gradients[3:] *= 0.1  # three rows could match the sum
-    indices, weights = matching_pursuit(gradients, 20, ridge=1e-9)
+    indices, weights = matching_pursuit(gradients, 20, ridge=1e-15)  # else 20 are better than 3
     residual = gradients.double().sum(0) - weights @ gradients[indices].double()
     assert float(residual.norm()) < 1e-6
     assert int((weights > 0).sum()) == 3

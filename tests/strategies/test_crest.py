@@ -376,6 +376,24 @@ def test_an_automatic_threshold_is_the_mean_error_of_the_first_five_regions():
     assert len({record["updated"] for record in later}) == 2
 
 
+@pytest.mark.parametrize("threshold", [0.0, 10.0])
+def test_layers_may_be_unfrozen_and_frozen_along_the_way(threshold):
+    model = make_model()
+    model[0].requires_grad_(False)
+    strategy = crest.Crest.paper(error_threshold=threshold, interval_multiplier=3)
+    loader = make_loader(strategy, model=model, budget=0.24)  # 6 steps
+    train(loader, model)
+    before = len(loader.history.records)
+    for frozen in (False, True):
+        for parameter in model[0].parameters():
+            parameter.requires_grad_(not frozen)
+        train(loader, model)
+        record = loader.history.records[before]
+        assert record["updated"]
+        assert "relative_error" not in record  # there is nothing to compare with
+        before = len(loader.history.records)
+
+
 def test_a_threshold_of_zero_selects_after_every_region_and_checks_nothing():
     model = make_model()
     loader = make_loader(crest.Crest.paper(error_threshold=0), model=model)

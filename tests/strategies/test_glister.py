@@ -58,6 +58,16 @@ def test_picks_are_those_of_the_slow_version(model, per_class, rounds):
     assert set(found.values()) == {1.0}
 
 
+def test_a_head_without_bias_moves_by_its_weight_alone():
+    model = make_trained_model()
+    model[-1] = nn.Linear(32, 5, bias=False)
+    nn.init.normal_(model[-1].weight, std=0.5, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model[0].weight *= 0.2  # so that an input of 1 beside them would count
+    found = subset_of(Glister(held_out_loader(), lr=2.5, per_class=False), model)
+    assert found.keys() == set(slow_picks(model, per_class=False, lr=2.5, rounds=200))
+
+
 def test_the_validation_gradient_is_renewed_between_rounds(model):
     """Known elsewhere: an update that never runs."""
     once, often = (

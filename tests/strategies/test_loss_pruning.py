@@ -208,16 +208,37 @@ def test_accumulated_batches_come_in_whole_groups():
     assert all(length % 4 == 0 and 0 < length < 24 for length in lengths[1:])
 
 
+def test_batches_that_fill_no_group_of_accumulation_come_first_in_the_next_pass():
+    task = dataclasses.replace(make_task(), batches_per_step=4)
+    planner = LossPruning(prune_probability=0.0).start(task)
+    seen, passes = torch.zeros(N), 4  # of 25 batches: 4 of them are 25 steps
+    for step in range(passes):
+        region = planner.next_region(None, step)
+        assert region.record["kept"] == N
+        indices, _ = in_one(region)
+        seen += torch.bincount(indices, minlength=N)
+        planner.observe(torch.arange(N), make_losses())
+    assert (seen == passes).all()
+
+
+def test_examples_of_one_loss_are_all_kept():
+    """The mean of 400 float32 of 0.1 is above them, rounded."""
+    planner = started(prune_probability=0.9999999)
+    indices, weights = pruned_pass(planner, torch.full((N,), 0.1))
+    assert len(indices) == N
+    assert (weights == 1).all()
+
+
 @pytest.mark.parametrize("kept", [1, 3, 10])
 def test_few_that_are_kept_fill_a_group_of_accumulation(kept):
-    task = dataclasses.replace(make_task(), batches_per_step=4)
+    task = dataclasses.replace(make_task(), batches_per_step=5)
     planner = LossPruning(prune_probability=0.999999).start(task)
     planner.next_region(None, 0)
     losses = torch.zeros(N)
     losses[:kept] = 9.0
     planner.observe(torch.arange(N), losses)
     batches = planner.next_region(None, 1).batches
-    assert len(batches) == 4
+    assert len(batches) == 5
     assert all(len(batch.indices) for batch in batches)
     assert {index for batch in batches for index in batch.indices.tolist()} == set(range(kept))
 

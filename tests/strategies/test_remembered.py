@@ -189,6 +189,17 @@ def test_a_loop_that_stops_to_observe_is_told_once():
     assert len(told) == 1
 
 
+def test_a_resumed_loop_that_observes_nothing_is_told_and_a_preview_is_not():
+    model = make_model()
+    loader = make_loader(RememberedGradients(), model=model, budget=1)
+    observing(loader, model, epochs=2)
+    loader.preview(2 * len(loader))  # warnings are errors here
+    resumed = make_loader(RememberedGradients(), model=model, budget=1)
+    resumed.load_state_dict(loader.state_dict())
+    with pytest.warns(UserWarning, match=r"heard nothing for more than a pass\. Call"):
+        list(itertools.chain(resumed, resumed, resumed))
+
+
 def test_a_long_first_pass_is_planned_in_pieces_and_holds_every_example_once():
     model = make_model()
     loader = make_loader(RememberedGradients(), model=model, budget=1, batch_size=2)

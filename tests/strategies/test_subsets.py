@@ -170,6 +170,29 @@ def test_each_class_has_its_share(strategy):
     assert targets[picks].bincount().tolist() == expected
 
 
+class Signed(NoisyData):
+    """Two classes, -1 and 1."""
+
+    def __getitem__(self, index):
+        inputs, target = super().__getitem__(index)
+        return inputs, 2 * int(target > 2) - 1
+
+
+def signed_loss(output, target):
+    return nn.functional.cross_entropy(output, target.clamp(min=0), reduction="none")
+
+
+@pytest.mark.parametrize("strategy", [Craig, GradMatch, AdaCore])  # Glister takes its own loss
+def test_minus_one_may_be_a_class(strategy):
+    dataset = Signed()
+    picks = subset_of(
+        make(strategy, per_class=True), make_model(), dataset=dataset, loss_fn=signed_loss
+    )
+    negative = sum(dataset[index][1] == -1 for index in range(N))
+    expected = _in_proportion([negative, N - negative], K)[0]
+    assert sum(dataset[index][1] == -1 for index in picks) == expected
+
+
 class Unlabelled(NoisyData):
     """Targets that are no class of one example."""
 

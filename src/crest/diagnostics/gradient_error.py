@@ -195,6 +195,10 @@ def _gradient(observer: Observer, batch: Any, weights: Tensor) -> Tensor:
 
 
 def _distinct(batches: Iterable[tuple[MiniBatch, Any]]) -> list[tuple[MiniBatch, Any]]:
-    """Leave out mini-batches of the same examples: coresets in use come again and again."""
-    found = {tuple(planned.indices.tolist()): (planned, batch) for planned, batch in batches}
+    """Leave out mini-batches that came before, in any order of their examples."""
+    found: dict[tuple[float, ...], tuple[MiniBatch, Any]] = {}
+    for planned, batch in batches:
+        order = planned.indices.argsort()
+        key = (*planned.indices[order].tolist(), *planned.weights[order].tolist())
+        found.setdefault(key, (planned, batch))
     return list(found.values())

@@ -17,6 +17,8 @@ class SmoothedMoments:
         The averages advance once a round l, not once a step. Eq. (9) is a root of averaged squares
         and so never negative: negative curvature enters with its size.
 
+        Where the number of parameters changes, as when layers are unfrozen, they start anew.
+
     Args:
         betas: beta_1 for the gradient and beta_2 for the curvature, each in [0, 1); 0 keeps the
             newest round alone.
@@ -38,9 +40,11 @@ class SmoothedMoments:
         Returns:
             The smoothed gradient, Eq. (8), and the smoothed curvature, Eq. (9), both shape (q,).
         """
-        if self._gradient is None or self._squared_diagonal is None:
+        if self._gradient is None or len(self._gradient) != len(gradient):
+            self.round = 0
             self._gradient = torch.zeros_like(gradient)
             self._squared_diagonal = torch.zeros_like(hessian_diagonal)
+        assert self._squared_diagonal is not None
         self._gradient = self._gradient.to(gradient.device)
         self._squared_diagonal = self._squared_diagonal.to(gradient.device)
         beta_1, beta_2 = self.betas

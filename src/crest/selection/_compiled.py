@@ -715,13 +715,13 @@ def _distances_of_gram(
     r = len(gram)
     norms = np.empty(r)
     for i in range(r):
-        norms[i] = gram[i, i] * (inputs[i, i] + 1) if with_inputs else gram[i, i]
+        norms[i] = gram[i, i] * inputs[i, i] if with_inputs else gram[i, i]
     for begin in range(0, r, _ROWS_AT_ONCE):
         end = min(begin + _ROWS_AT_ONCE, r)
         for i in range(begin, end):
             for j in range(i):
                 both = norms[i] + norms[j]
-                inner = gram[i, j] * (inputs[i, j] + 1) if with_inputs else gram[i, j]
+                inner = gram[i, j] * inputs[i, j] if with_inputs else gram[i, j]
                 square = both - 2 * inner
                 out[i, j] = np.sqrt(square if square > cancelled * both else 0.0)
             out[i, i] = 0
@@ -737,7 +737,7 @@ def distances_of_products(
 
     Args:
         features: (P, r, d).
-        inputs: Inputs of the head where `features` are errors, (P, r, d'), or None.
+        inputs: Factors of the features where these are errors, (P, r, d'), or None.
         cancelled: Share of both squared norms below which a squared distance is rounding.
         dtype: Of the result.
 

@@ -47,7 +47,7 @@ def pairwise_distances(features: Tensor) -> Tensor:
     return distances if scale == 1 else distances.div_(scale)
 
 
-def last_layer_distances(errors: Tensor, inputs: Tensor) -> Tensor:
+def last_layer_distances(errors: Tensor, inputs: Tensor, *, bias: bool = True) -> Tensor:
     """Measure distances of full last-layer gradients without forming them.
 
     The gradient by weight and bias of a linear head is e (x) [h, 1], so that an inner product of
@@ -57,6 +57,7 @@ def last_layer_distances(errors: Tensor, inputs: Tensor) -> Tensor:
         errors: Derivatives e of each loss by the head's output, p - y for cross-entropy, any
             floating dtype, shape (..., r, c).
         inputs: Inputs h of the head, same device, shape (..., r, d).
+        bias: Whether the head has a bias. Without one the gradient is e (x) h.
 
     Returns:
         Distances, symmetric with diagonal 0, shape (..., r, r); float64 if either input is, else
@@ -87,7 +88,10 @@ def last_layer_distances(errors: Tensor, inputs: Tensor) -> Tensor:
     dtype = torch.promote_types(torch.float32, torch.promote_types(errors.dtype, inputs.dtype))
     largest_value("inputs", inputs)
     errors, scale = scale_down(errors, largest_value("errors", errors))
-    distances = _distances_of_products(errors, inputs.detach(), dtype)
+    inputs = inputs.detach()
+    if bias:
+        inputs = torch.cat([inputs, inputs.new_ones(*inputs.shape[:-1], 1)], dim=-1)
+    distances = _distances_of_products(errors, inputs, dtype)
     return distances if scale == 1 else distances.div_(scale)
 
 
@@ -175,7 +179,7 @@ def _distances_of_products(features: Tensor, inputs: Tensor | None, dtype: torch
             dtype,
         )
         return distances.view(*features.shape[:-1], features.shape[-2])
-    gram = _gram(features) if inputs is None else _gram(features) * (_gram(inputs) + 1)
+    gram = _gram(features) if inputs is None else _gram(features) * _gram(inputs)
     norms = gram.diagonal(dim1=-2, dim2=-1)
     both = norms.unsqueeze(-1) + norms.unsqueeze(-2)
     squares = both - gram - gram.mT  # symmetric to the bit, as the product need not be

@@ -11,7 +11,7 @@ from torch import Tensor
 
 __all__ = ["WeightedRows", "matching_pursuit"]
 
-_ROUNDING = 1e-6  # of the best first fit: below it, what is left of the sum is float32 rounding
+_ROUNDING = 1e-12  # of the best first fit: below it, what is left of the sum is rounding
 _ROWS_AT_ONCE = 8192  # in float64
 _SMALL_RIDGE = 1e-6  # of the largest squared gradient: below it 1 / ridge takes too many digits
 
@@ -29,7 +29,12 @@ class WeightedRows(NamedTuple):
 
 
 def matching_pursuit(
-    gradients: Tensor, size: int, *, inputs: Tensor | None = None, ridge: float = 0.5
+    gradients: Tensor,
+    size: int,
+    *,
+    inputs: Tensor | None = None,
+    bias: bool = True,
+    ridge: float = 0.5,
 ) -> WeightedRows:
     """Pick rows and weights x >= 0 for which sum_j x_j g_j is close to sum_i g_i.
 
@@ -49,6 +54,7 @@ def matching_pursuit(
         size: Rows to pick, k with 1 <= k <= n.
         inputs: Inputs h_i of the head, shape (n, d'). The rows are then the gradients by weight
             and bias, e_i (x) [h_i, 1], which are never formed.
+        bias: Whether the head has a bias. Without one the rows are e_i (x) h_i.
         ridge: Price of large weights, > 0, in the unit of a squared gradient. GRAD-MATCH takes 0.5.
 
     Returns:
@@ -66,7 +72,7 @@ def matching_pursuit(
         ([1, 3], [1.0, 1.667])
     """
     _check(gradients, inputs, size, ridge)
-    rows = _Rows(gradients, inputs)
+    rows = _Rows(gradients, inputs, bias)
     total = rows.sum()
     fits = rows.products(total)
     threshold = _ROUNDING * float(fits.max())
@@ -96,13 +102,15 @@ def matching_pursuit(
 class _Rows:
     """Gradients as products e_i (x) h_i; those that are given whole have h_i = 1."""
 
-    def __init__(self, gradients: Tensor, inputs: Tensor | None) -> None:
+    def __init__(self, gradients: Tensor, inputs: Tensor | None, bias: bool) -> None:
         dtype = torch.promote_types(gradients.dtype, torch.float32)
         self._errors = gradients.detach().to(dtype)
         ones = self._errors.new_ones(len(gradients), 1)
         self._inputs = ones
         if inputs is not None:
-            self._inputs = torch.cat([inputs.detach().to(dtype), ones], dim=1)
+            self._inputs = inputs.detach().to(dtype)
+            if bias:
+                self._inputs = torch.cat([self._inputs, ones], dim=1)
 
     def products(self, vector: Tensor) -> Tensor:
         """Multiply every row by a vector, (c, d'): shape (n,)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,11 +93,8 @@ class _AdaCorePlanner(SubsetPlanner):
             scale = self._preconditioner(examples).flatten()
         picks, sizes = [], []
         for rows, size in shares:
-            part = LastLayerGradients(
-                gradients.losses[rows],
-                gradients.errors[rows],
-                gradients.inputs[rows],
-                gradients.input_gradients[rows],
+            part = dataclasses.replace(
+                gradients, errors=gradients.errors[rows], inputs=gradients.inputs[rows]
             )
             coreset = facility_location(part.weight_gradients() / scale, size)
             picks.append(rows[coreset.indices])
@@ -104,7 +102,7 @@ class _AdaCorePlanner(SubsetPlanner):
         return torch.cat(picks), torch.cat(sizes)
 
     def _preconditioner(self, examples: Examples) -> Tensor:
-        """Smooth the Hessian diagonal of the last layer's weight and bias, (c, d + 1)."""
+        """Smooth the Hessian diagonal of the last layer's weight and bias, (c, d')."""
         settings, task = self._adacore, self._task
         size = min(settings.curvature_size, task.num_examples)
         sample = torch.randperm(task.num_examples, generator=task.generator)[:size]
@@ -124,7 +122,7 @@ class _AdaCorePlanner(SubsetPlanner):
         _, curvature = self._moments.update(gradient, diagonal)
         damping = settings.damping * curvature.mean()
         curvature = curvature + torch.where(damping > 0, damping, 1.0)  # 0: a flat loss
-        return _with_bias([part.shape for part in parameters], curvature)
+        return _as_gradients([part.shape for part in parameters], curvature)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the smoothed Hessian diagonal."""
@@ -135,8 +133,8 @@ class _AdaCorePlanner(SubsetPlanner):
         self._moments.load_state_dict(state["moments"])
 
 
-def _with_bias(shapes: list[torch.Size], flat: Tensor) -> Tensor:
-    """Lay out values of a linear head's weight and bias as its gradients are; no bias is inf."""
+def _as_gradients(shapes: list[torch.Size], flat: Tensor) -> Tensor:
+    """Lay out values of a linear head's weight and bias as its gradients are, (c, d')."""
     if len(shapes) > 2 or len(shapes[0]) != 2:
         raise ValueError(
             "AdaCore needs a linear last layer, whose parameters are a weight and perhaps a bias; "
@@ -145,6 +143,4 @@ def _with_bias(shapes: list[torch.Size], flat: Tensor) -> Tensor:
     num_classes, num_inputs = shapes[0]
     weight = flat[: num_classes * num_inputs].view(num_classes, num_inputs)
     bias = flat[num_classes * num_inputs :]
-    if len(bias) == 0:
-        bias = flat.new_full((num_classes,), float("inf"))
-    return torch.cat([weight, bias.unsqueeze(1)], dim=1)
+    return torch.cat([weight, bias.unsqueeze(1)], dim=1) if len(bias) else weight

@@ -143,7 +143,9 @@ def _pick(
         return facility_location(gradients.input_gradients.flatten(1)[rows], batch_size)
     if gradients.errors.ndim > 2:  # several positions: no product of two Gram matrices
         return facility_location(gradients.weight_gradients()[rows], batch_size)
-    distances = last_layer_distances(gradients.errors[rows], gradients.inputs[rows])
+    distances = last_layer_distances(
+        gradients.errors[rows], gradients.inputs[rows], bias=gradients.bias
+    )
     return facility_location(distances=distances, batch_size=batch_size)
 
 

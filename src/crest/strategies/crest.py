@@ -223,12 +223,7 @@ class _CrestPlanner:
             if settings.exclusion_interval is None or not task.exact_losses
             else LearnedExamples(n, settings.exclusion_interval, settings.loss_threshold)
         )
-        self._schedule = AdaptiveSchedule(
-            settings.interval_multiplier,
-            settings.coreset_multiplier,
-            settings.max_check_interval,
-            settings.max_coresets,
-        )
+        self._schedule = self._new_schedule()
         self._moments = SmoothedMoments(settings.betas)
         self._coresets: list[MiniBatch] = []
         self._deck: list[int] = []  # coresets not yet used since the last shuffle
@@ -265,10 +260,16 @@ class _CrestPlanner:
             return Region(self._random_batches(), record=record)
         update = self._model is None or self._settings.error_threshold == 0
         if self._model is not None and not update:
-            before = examples.passes_beside_training
-            record |= self._check(examples, self._model)
-            self._model_passes += examples.passes_beside_training - before
-            update = record["relative_error"] > self._threshold(record["relative_error"])
+            assert self._anchor is not None
+            parameters = self._parameters(examples)
+            update = len(parameters) != len(self._anchor)  # layers were frozen or unfrozen
+            if not update:
+                before = examples.passes_beside_training
+                # A checkpoint may have come back on another device, anchor and model together.
+                displacement = parameters.to(self._anchor.device) - self._anchor
+                record |= self._check(examples, self._model, displacement)
+                self._model_passes += examples.passes_beside_training - before
+                update = record["relative_error"] > self._threshold(record["relative_error"])
         if update and self._model is not None:
             self._schedule.adapt(self._curvature_norm(self._model))
         if update:
@@ -288,7 +289,18 @@ class _CrestPlanner:
             [self._draw_coreset() for _ in range(self._region_length())], held=True, record=record
         )
 
-    def _check(self, examples: Examples, model: QuadraticModel) -> dict[str, Any]:
+    def _new_schedule(self) -> AdaptiveSchedule:
+        settings = self._settings
+        return AdaptiveSchedule(
+            settings.interval_multiplier,
+            settings.coreset_multiplier,
+            settings.max_check_interval,
+            settings.max_coresets,
+        )
+
+    def _check(
+        self, examples: Examples, model: QuadraticModel, displacement: Tensor
+    ) -> dict[str, Any]:
         """Compare F(delta) with the loss of the check subset, Eq. (10)."""
         with examples.timed("check"):
             if self._settings.paired_check:
@@ -299,9 +311,6 @@ class _CrestPlanner:
                 (check_subset,) = self._draw_subsets(1, self._check_size)
                 losses = noise = examples.fresh_losses(check_subset)
             self._watch(check_subset, losses)
-            assert self._anchor is not None
-            # A checkpoint may have come back on another device, anchor and model together.
-            displacement = self._parameters(examples).to(self._anchor.device) - self._anchor
             predicted, measured = model(displacement), float(losses.mean())
             return {
                 "relative_error": relative_error(predicted, measured),
@@ -358,6 +367,8 @@ class _CrestPlanner:
         before = examples.passes_beside_training
         with examples.timed("quadratic"):
             self._model = self._fit_quadratic(examples, loss)
+            if self._moments.round == 1:  # at first, and of other parameters than before
+                self._schedule = self._new_schedule()
             self._schedule.observe(self._curvature_norm(self._model))
         self._model_passes = examples.passes_beside_training - before
         weights = torch.stack([batch.weights for batch in self._coresets])

@@ -150,15 +150,15 @@ class _Outlook:
         self._outputs = (
             probabilities.clamp(min=1e-30).log().scatter_(1, classes, -seen.losses.unsqueeze(1))
         )
-        self._inputs = _with_ones(seen.inputs)
+        self._inputs = _inputs_of(seen)
 
     def gradient(self) -> Tensor:
-        """Differentiate the mean validation loss by the last layer, (c, d + 1)."""
+        """Differentiate the mean validation loss by the last layer, (c, d')."""
         errors = self._outputs.softmax(1) - self._truth
         return errors.T @ self._inputs / len(errors)
 
     def move(self, step: Tensor) -> None:
-        """Take a step, (c, d + 1), from the parameters of the last layer."""
+        """Take a step, (c, d'), from the parameters of the last layer."""
         self._outputs -= self._inputs @ step.T
 
 
@@ -169,7 +169,7 @@ def _greedy(
     step_of_one: float,
     rounds: int,
 ) -> Tensor:
-    errors, inputs = gradients.errors.float(), _with_ones(gradients.inputs)
+    errors, inputs = gradients.errors.float(), _inputs_of(gradients)
     rounds = min(rounds, max(size for _, size in shares))
     picks: list[Tensor] = []
     picked = torch.zeros(len(errors), dtype=torch.bool, device=errors.device)
@@ -200,8 +200,10 @@ def _largest(gains: Tensor, rows: Tensor, count: int) -> Tensor:
     return rows[gains[rows].argsort(descending=True, stable=True)[:count]]
 
 
-def _with_ones(inputs: Tensor) -> Tensor:
-    return torch.cat([inputs.float(), inputs.new_ones(len(inputs), 1).float()], dim=1)
+def _inputs_of(seen: LastLayerGradients) -> Tensor:
+    """Give the factor of e in each gradient, h with a 1 for the bias, (k, d')."""
+    inputs = seen.inputs.float()
+    return torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1) if seen.bias else inputs
 
 
 def _num_shared(one: Any, indices: Tensor, other: Any, other_length: int) -> int:

@@ -72,6 +72,7 @@ class GradMatch(SubsetSettings):
                 errors[rows],
                 size,
                 inputs=None if inputs is None else inputs[rows],
+                bias=gradients.bias,
                 ridge=self.ridge,
             )
             picks.append(rows[picked])

@@ -23,8 +23,8 @@ class LossPruning:
 
     In each pass an example whose last loss was below the mean is left out with probability r. If it
     is kept, it counts 1 / (1 - r) times, so that the expected gradient is that of all examples. The
-    first pass is whole, but for batches that fill no group of accumulation, and examples without a
-    loss are kept: in a run of one pass all is as in `Random`.
+    first pass is whole, and examples without a loss are kept: in a run of one pass all is as in
+    `Random`. Batches of a pass that fill no group of accumulation come first in the next one.
 
     Losses are those of training and cost nothing if the loop passes them on:
     `loader.observe(losses)` after each forward pass. After a pass in which it was told none, the
@@ -88,6 +88,7 @@ class _PruningPlanner:
         self._settings = settings
         self._task = task
         self._losses = LastSeen(task.num_examples, "losses")
+        self._left: list[MiniBatch] = []  # of the last pass: they filled no group of accumulation
         self._was_told = False  # since this pass began
         self._passes = 0
 
@@ -113,12 +114,12 @@ class _PruningPlanner:
         used = kept
         if task.drop_last and len(kept) >= m:
             used = kept[: len(kept) - len(kept) % m]
-        batches = [MiniBatch(indices, weights[indices]) for indices in used.split(m)]
+        batches = self._left + [MiniBatch(indices, weights[indices]) for indices in used.split(m)]
         group = task.batches_per_step
         if len(batches) < group:
-            pieces = used.repeat(math.ceil(group / len(used))).tensor_split(group)
-            batches = [MiniBatch(indices, weights[indices]) for indices in pieces]
-        batches = batches[: len(batches) // group * group]  # whole groups of accumulation
+            batches = _cut_anew(batches, group)
+        whole = len(batches) // group * group
+        batches, self._left = batches[:whole], batches[whole:]
         if len(kept) < n and last_step is not None:
             batches = batches[: (last_step - step) * group]
         return Region(batches, record={"updated": len(kept) < n, "kept": len(kept)})
@@ -127,7 +128,9 @@ class _PruningPlanner:
         """Leave out some of an order; give what is kept, and the weights of all n examples."""
         settings, n = self._settings, len(order)
         losses = self._losses.values
-        small = losses < losses.nanmean()  # nan is not
+        # In float64, and never the largest: rounded, the mean of equal losses may be above them.
+        # A comparison with nan is false.
+        small = (losses < losses.double().nanmean()) & (losses < losses.nan_to_num(-math.inf).max())
         drawn = torch.rand(n, generator=self._task.generator)
         kept = order[~(small & (drawn < settings.prune_probability))[order]]
         weights = torch.where(small, 1 / (1 - settings.prune_probability), 1.0)
@@ -143,12 +146,29 @@ class _PruningPlanner:
             "losses": self._losses.values.clone(),
             "was_told": self._was_told,
             "passes": self._passes,
+            "left_indices": [batch.indices for batch in self._left],
+            "left_weights": [batch.weights for batch in self._left],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._losses.replace(state["losses"])
         self._was_told = state["was_told"]
         self._passes = state["passes"]
+        left = zip(state["left_indices"], state["left_weights"], strict=True)
+        self._left = [MiniBatch(indices, weights) for indices, weights in left]
+
+
+def _cut_anew(batches: list[MiniBatch], count: int) -> list[MiniBatch]:
+    """Make `count` mini-batches of the examples of fewer; each comes as often as it has to."""
+    indices = torch.cat([batch.indices for batch in batches])
+    weights = torch.cat([batch.weights for batch in batches])
+    times = math.ceil(count / len(indices))
+    pieces = zip(
+        indices.repeat(times).tensor_split(count),
+        weights.repeat(times).tensor_split(count),
+        strict=True,
+    )
+    return [MiniBatch(*piece) for piece in pieces]
 
 
 def _measure(examples: Examples, num_examples: int) -> Tensor:

@@ -121,7 +121,7 @@ class Examples(Protocol):
     """The data set as a strategy sees it: examples by index, at the current parameters.
 
     Attributes:
-        labels: Class of each example as far as known, else -1; int64, shape (n,).
+        labels: Class of each example, or `pool.UNKNOWN_CLASS`, int64, shape (n,).
     """
 
     labels: Tensor

@@ -79,13 +79,12 @@ class _RememberingPlanner:
         self._gradients = LastSeen(task.num_examples, "outputs' gradients")
         self._drawn = 0  # examples of random mini-batches
         self._missed = 0  # examples that should have been observed by now
-        self._has_heard = False  # not in a preview, which trains on nothing
-        self._unheard = 0  # examples planned since something was observed
+        self._unheard: int | None = None  # examples planned since something was observed, if ever
         self._has_warned = False
 
     def remember(self, indices: Tensor, errors: Tensor) -> None:
         self._gradients.tell(indices, errors.reshape(len(errors), -1))
-        self._has_heard, self._unheard = True, 0
+        self._unheard = 0
         if self._missed:
             self._warn(
                 f"has not heard of {self._missed} of {self._task.num_examples} examples after more "
@@ -102,11 +101,12 @@ class _RememberingPlanner:
                 "Call loader.observe(losses, outputs) after each forward pass."
             )
         self._missed = unknown if self._drawn >= _PATIENCE * n else 0
-        if self._has_heard and self._unheard >= _PATIENCE * n:
+        if self._unheard is not None and self._unheard >= _PATIENCE * n:
             self._warn("has heard nothing for more than a pass.")
         with examples.timed("select"):
             picks = self._random_batches() if unknown else self._picks()
-        self._unheard += sum(len(pick) for pick in picks)
+        if self._unheard is not None:
+            self._unheard += sum(len(pick) for pick in picks)
         return Region(
             [MiniBatch.unweighted(pick) for pick in picks],
             record={"updated": not unknown, "selected": not unknown},
@@ -152,9 +152,11 @@ class _RememberingPlanner:
             "deck": self._deck.state_dict(),
             "gradients": self._gradients.values.clone(),
             "drawn": self._drawn,
+            "unheard": self._unheard,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._deck.load_state_dict(state["deck"])
         self._gradients.replace(state["gradients"])
         self._drawn = state["drawn"]
+        self._unheard = state["unheard"]

@@ -1,4 +1,4 @@
-"""A subset of the whole data set, picked anew every epoch: what CRAIG and its kin share."""
+"""A subset of the whole data set, picked anew after a short epoch: what CRAIG and its kin share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from crest.observer import LastLayerGradients
-from crest.pool import Deck
+from crest.pool import UNKNOWN_CLASS, Deck
 from crest.strategies.protocol import Examples, MiniBatch, Region, Task
 
 __all__ = ["Pick", "Share", "SubsetPlanner", "SubsetSettings"]
@@ -36,9 +36,10 @@ class Share(NamedTuple):
 class SubsetSettings:
     """Settings of the methods that pick one subset of the whole data set at a time.
 
-    At the beginning of every epoch all n examples pass forward once, a subset of k is picked, and
-    the steps of that epoch are mini-batches of m drawn from it without replacement. Weights have
-    mean 1 over the subset, not within each mini-batch, which would bias the gradient. Records of
+    All n examples pass forward once, a subset of k is picked, and the steps of a short epoch are
+    mini-batches of m drawn from it without replacement; then all begins anew. Steps are counted
+    from the first of the run, whether or not epochs of the loader are broken off. Weights have mean
+    1 over the subset, not within each mini-batch, which would bias the gradient. Records of
     the history tell `effective_subset`, (sum w)^2 / sum w^2 of the k weights.
 
     Args:
@@ -154,7 +155,7 @@ class SubsetPlanner:
         return dataclasses.replace(gradients, inputs=inputs, input_gradients=nothing)
 
     def _shares(self, labels: Tensor, device: torch.device) -> list[Share]:
-        unknown = int((labels < 0).sum())
+        unknown = int((labels == UNKNOWN_CLASS).sum())
         per_class = self._settings.per_class
         if per_class and unknown:
             raise ValueError(
@@ -180,7 +181,7 @@ class SubsetPlanner:
         if settings.reselect_steps is not None:
             return settings.reselect_steps
         steps = settings.subset_fraction * task.batches_per_pass / task.batches_per_step
-        return max(math.floor(steps + 0.5), 1)  # as the loader rounds its epoch
+        return max(math.floor(steps + 0.5), 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: each selection starts anew."""
