@@ -61,8 +61,8 @@ def delta_is_a_sum_of_lr_times_gradient(monkeypatch):
 def delta_starts_at_the_last_check(monkeypatch):
     check = _CrestPlanner._check
 
-    def moving(self, examples, model, displacement):
-        record = check(self, examples, model, displacement)
+    def moving(self, examples, model):
+        record = check(self, examples, model)
         self._anchor = self._parameters(examples)
         return record
 

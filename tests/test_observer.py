@@ -157,6 +157,15 @@ def test_last_layer_gradients_equal_vmap_of_grad():
     assert torch.allclose(seen.weight_gradients(), expected.flatten(1), atol=1e-6)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_bias_of_a_head_of_several_modules_is_found(bias):
+    inputs, targets = make_tensors(8)
+    head = nn.Sequential(nn.Dropout(0.1), nn.Linear(6, 5, bias=bias))
+    head.bias = True  # a flag of its own
+    observer = Observer(nn.Sequential(nn.Linear(20, 6), head), CRITERION, head=head)
+    assert observer.last_layer_gradients((inputs, targets)).bias is bias
+
+
 def test_gradients_of_a_head_that_is_frozen_as_a_whole_are_those_of_a_trained_one():
     model, loss_fn, batch = classification(CRITERION)
     trained = Observer(model, loss_fn).last_layer_gradients(batch).weight_gradients()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from crest.pool import Deck, Pool, random_subsets
+from crest.pool import UNKNOWN_CLASS, Deck, Pool, random_subsets
 
 
 def generator(seed=0):
@@ -11,7 +11,7 @@ def generator(seed=0):
 
 
 def unknown(n):
-    return torch.full((n,), -1)
+    return torch.full((n,), UNKNOWN_CLASS)
 
 
 def test_subsets_are_drawn_without_replacement_from_the_active_examples():
@@ -92,6 +92,15 @@ def test_no_class_is_emptied():
     gone = pool.exclude(torch.arange(5), torch.tensor([0.1, 0.3, 0.2, 0.5, 0.4]), labels)
     assert sorted(gone.tolist()) == [0, 2, 4]  # the hardest of each class stays
     assert labels[pool.active].tolist() == [0, 1, 2]
+
+
+def test_examples_of_unknown_class_are_no_class():
+    pool = Pool(3)
+    assert sorted(pool.exclude(torch.arange(2), torch.zeros(2), unknown(3)).tolist()) == [0, 1]
+    labels = torch.tensor([UNKNOWN_CLASS, UNKNOWN_CLASS, -1])
+    pool = Pool(3)
+    gone = pool.exclude(torch.arange(3), torch.zeros(3), labels)
+    assert sorted(gone.tolist()) == [0, 1]  # -1 is a class
 
 
 def test_excluded_examples_do_not_count_twice():

@@ -251,20 +251,19 @@ class CoresetLoader:
             known_labels,
             cheaper,
         )
-        self._planner = strategy.start(
-            Task(
-                num_examples=self._dataset_length,
-                batch_size=batch_size,
-                batches_per_step=accumulation_steps,
-                drop_last=train_loader.drop_last,
-                generator=self._plan_generator,
-                labels=None if labels is None else known_labels,
-                user_order=functools.partial(_user_order, train_loader),
-                batches_per_pass=len(train_loader),
-                dataset=train_loader.dataset,
-                exact_losses=cheaper is None,
-            )
+        self._task = Task(
+            num_examples=self._dataset_length,
+            batch_size=batch_size,
+            batches_per_step=accumulation_steps,
+            drop_last=train_loader.drop_last,
+            generator=self._plan_generator,
+            labels=None if labels is None else known_labels,
+            user_order=functools.partial(_user_order, train_loader),
+            batches_per_pass=len(train_loader),
+            dataset=train_loader.dataset,
+            exact_losses=cheaper is None,
         )
+        self._planner = strategy.start(self._task)
         self._region = Region([])
         self._seeds: list[int] = []
         self._cursor = 0  # batches of the region handed out
@@ -388,18 +387,14 @@ class CoresetLoader:
             [8.0, 8.0, 8.0]
         """
         branch = CoresetLoader(self._train_loader, self._model, **self._arguments)
+        task = dataclasses.replace(branch._task, is_preview=True)
+        branch._planner = self._arguments["strategy"].start(task)
         state = self.state_dict()
         del state["settings"]  # of any type, and the same by construction
         branch.load_state_dict({**copy.deepcopy(state), "settings": branch._settings})
         branch._examples.share_views(self._examples)
         found = []
-        with (
-            preserved_random_state(self.observer.device),
-            preserved_order(self._train_loader),
-            warnings.catch_warnings(),
-        ):
-            # Nothing is trained on here, so that no strategy hears anything.
-            warnings.filterwarnings("ignore", message=".* has heard nothing")
+        with preserved_random_state(self.observer.device), preserved_order(self._train_loader):
             for _ in range(count):
                 branch._untrained = 0  # that nothing is trained is no lag here
                 planned, batch = branch._fetch()
@@ -480,7 +475,11 @@ class CoresetLoader:
         Raises:
             ValueError: If it comes from another version, data set length or setting; names it.
         """
-        _check_same("version", state.get("version"), _STATE_VERSION)
+        if state.get("version") != _STATE_VERSION:
+            raise ValueError(
+                f"the checkpoint must be of version {_STATE_VERSION}; got {state.get('version')}. "
+                "Continue it with the crest that it was saved with."
+            )
         _check_same("dataset_length", state["dataset_length"], self._dataset_length)
         for name in sorted(self._settings.keys() | state["settings"].keys()):
             _check_same(name, state["settings"].get(name), self._settings.get(name))
@@ -657,8 +656,9 @@ def _check_labels(labels: Tensor, length: int) -> None:
         raise ValueError(
             f"labels must have one class per example, shape ({length},); got {tuple(labels.shape)}."
         )
-    if labels.is_floating_point() or labels.is_complex() or int(labels.min()) < 0:
-        what = str(labels.dtype) if labels.is_floating_point() else str(labels.min().item())
+    least = int(labels.to(torch.int64).min())  # not every integer type has a minimum
+    if labels.is_floating_point() or labels.is_complex() or least < 0:
+        what = str(labels.dtype) if labels.is_floating_point() else str(least)
         raise ValueError(f"labels must be integers from 0, the class of each example; got {what}.")
 
 

@@ -34,8 +34,8 @@ class LastLayerGradients:
         input_gradients: Derivative by the input of the head, dL/dh, shape (k, ..., d), the paper's
             wording. Feature `"input"`.
         bias: Whether gradients by the bias of the head count: not where it has none, or a frozen
-            one beside a trained weight. Gradients by a linear head have d' = d + 1 columns with it,
-            else d' = d.
+            one beside a trained weight. The weight counts in any case. Gradients by a linear head
+            have d' = d + 1 columns with the bias, else d' = d.
     """
 
     losses: Tensor
@@ -535,12 +535,9 @@ def _first_argument(function: Callable[..., Any]) -> str | None:
 
 def _trains_bias(head: nn.Module) -> bool:
     """Tell whether gradients by the bias count: not of a frozen bias beside a trained weight."""
-    if not hasattr(head, "bias"):  # a module of another kind, whose bias has another name
-        return True
-    bias: Tensor | None = head.bias  # type: ignore[assignment]
-    if bias is None:
-        return False
-    return bias.requires_grad or not any(p.requires_grad for p in head.parameters())
+    frozen = not any(parameter.requires_grad for parameter in head.parameters())
+    biases = [parameter for parameter in head.parameters() if parameter.ndim == 1]
+    return any(bias.requires_grad or frozen for bias in biases)
 
 
 def _length(batch: Any) -> str:

@@ -97,6 +97,19 @@ def test_large_gradients_do_not_end_the_pursuit_before_the_budget():
     assert objective(gradients, indices, weights) < 1.0001 * objective(gradients, indices, best)
 
 
+@pytest.mark.parametrize("scale", [1e3, 1e4])
+@pytest.mark.parametrize("d", [4, 60])
+def test_a_ridge_that_is_tiny_beside_the_gradients_leaves_the_weights_small(scale, d):
+    """Rows that depend on the picked ones would be weighed against them without bound."""
+    _, _, gradients = make_rows(n=600, d=d, scale=scale)
+    indices, weights = matching_pursuit(gradients, 200)
+    total = gradients.double().sum(0)
+    best = reference_baselines.ridge_nnls(gradients[indices], total, 0.5)
+    excess = objective(gradients, indices, weights) - objective(gradients, indices, best)
+    assert excess < 1e-6 * float(total.square().sum())
+    assert float(weights.sum()) < 2 * 600
+
+
 def objective(gradients, indices, weights, ridge=0.5):
     residual = gradients.double().sum(0) - weights @ gradients[indices].double()
     return float(residual.square().sum() + ridge * weights.square().sum())

@@ -391,7 +391,24 @@ def test_layers_may_be_unfrozen_and_frozen_along_the_way(threshold):
         record = loader.history.records[before]
         assert record["updated"]
         assert "relative_error" not in record  # there is nothing to compare with
+        assert record["num_coresets"] == 5  # T_1 is 1 again, and P is b
         before = len(loader.history.records)
+
+
+def test_another_layer_of_the_same_size_begins_anew():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 5)
+    )
+    model[2].requires_grad_(False)
+    strategy = crest.Crest.paper(error_threshold=10.0)
+    loader = make_loader(strategy, model=model, budget=0.24)
+    train(loader, model)
+    before = len(loader.history.records)
+    model[0].requires_grad_(False)
+    model[2].requires_grad_(True)
+    train(loader, model)
+    assert loader.history.records[before]["updated"]
 
 
 def test_a_threshold_of_zero_selects_after_every_region_and_checks_nothing():

@@ -221,6 +221,29 @@ def test_batches_that_fill_no_group_of_accumulation_come_first_in_the_next_pass(
     assert (seen == passes).all()
 
 
+@pytest.mark.parametrize("match_scale", [True, False])
+def test_whole_passes_at_the_end_hold_nothing_of_a_pruned_one(match_scale):
+    settings = LossPruning(num_steps=20, pruned_share=0.5, match_scale=match_scale)
+    planner = settings.start(dataclasses.replace(make_task(), batches_per_step=3))
+    step = 0
+    while step < 20:
+        region = planner.next_region(None, step)
+        _, weights = in_one(region)
+        assert step < 10 or (weights == 1).all()
+        step += len(region.batches) // 3
+        planner.observe(torch.arange(N), make_losses())
+
+
+def test_batches_that_wait_for_a_group_survive_a_checkpoint():
+    task = dataclasses.replace(make_task(), batches_per_step=4)
+    planner, resumed = LossPruning().start(task), LossPruning().start(task)
+    planner.next_region(None, 0)  # 24 batches of 25
+    planner.observe(torch.arange(N), make_losses())
+    resumed.load_state_dict(planner.state_dict())
+    first = [each.next_region(None, 6).batches[0].indices for each in (planner, resumed)]
+    assert torch.equal(*first)
+
+
 def test_examples_of_one_loss_are_all_kept():
     """The mean of 400 float32 of 0.1 is above them, rounded."""
     planner = started(prune_probability=0.9999999)

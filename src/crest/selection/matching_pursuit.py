@@ -11,9 +11,10 @@ from torch import Tensor
 
 __all__ = ["WeightedRows", "matching_pursuit"]
 
-_ROUNDING = 1e-12  # of the best first fit: below it, what is left of the sum is rounding
 _ROWS_AT_ONCE = 8192  # in float64
 _SMALL_RIDGE = 1e-6  # of the largest squared gradient: below it 1 / ridge takes too many digits
+_SPANNED = 1e-6  # of a squared gradient: one that the picked rows leave less of depends on them
+_ROUNDING = 1e-12  # of the best first fit: below it, what is left of the sum is rounding
 
 
 class WeightedRows(NamedTuple):
@@ -58,8 +59,9 @@ def matching_pursuit(
         ridge: Price of large weights, > 0, in the unit of a squared gradient. GRAD-MATCH takes 0.5.
 
     Returns:
-        Exactly k rows with their weights. Where fewer rows already bring the objective to its
-        minimum, the best fitting others complete them with weight 0.
+        Exactly k rows with their weights. Where fewer rows already match the sum to rounding, the
+        best fitting others complete them with weight 0; so they do where the ridge is below a
+        millionth of a squared gradient and all other rows depend, nearly, on those picked.
 
     Raises:
         ValueError: If gradients or inputs are not finite rows, differ in number, or `size` or
@@ -75,8 +77,8 @@ def matching_pursuit(
     rows = _Rows(gradients, inputs, bias)
     total = rows.sum()
     fits = rows.products(total)
-    threshold = _ROUNDING * float(fits.max())
     few_dimensions = total.numel() < size and ridge > _SMALL_RIDGE * rows.largest_square()
+    threshold = _ROUNDING * float(fits.max())
     active = (_FewDimensions if few_dimensions else _FewPicks)(rows, total, size, ridge)
     gone = torch.zeros_like(fits, dtype=torch.bool)
     while active.count < size:
@@ -84,7 +86,9 @@ def matching_pursuit(
         if not float(fits[best]) > threshold:
             break
         gone[best] = True
-        active.add(best)
+        if not active.add(best):
+            fits[best] = -math.inf
+            continue
         active.drop_negative()
         fits = rows.products(total - active.weighted_sum())
         fits.masked_fill_(gone, -math.inf)
@@ -154,12 +158,14 @@ class _ActiveSet(ABC):
     def weights(self) -> Tensor:
         return self._weights[: self.count]
 
-    def add(self, row: int) -> None:
-        """Take one more row in, with weight 0, and solve."""
+    def add(self, row: int) -> bool:
+        """Take one more row in, with weight 0, and solve; unless it depends on the others."""
         self._picks[self.count] = row
         self._weights[self.count] = 0
         self.count += 1
-        self._solve_with_last()
+        solved = self._solve_with_last()
+        self.count -= not solved
+        return solved
 
     def drop_negative(self) -> None:
         """Move the weights towards the solution until all of it is positive, as NNLS does."""
@@ -191,8 +197,8 @@ class _ActiveSet(ABC):
         """Give all that has one row for each pick."""
 
     @abstractmethod
-    def _solve_with_last(self) -> None:
-        """Bring the solution up to date after the last row came."""
+    def _solve_with_last(self) -> bool:
+        """Bring the solution up to date after the last row came, if that can be done exactly."""
 
     @abstractmethod
     def _solve_without_last(self) -> None:
@@ -213,7 +219,7 @@ class _FewPicks(_ActiveSet):
     def _by_pick(self) -> tuple[Tensor, ...]:
         return self._picks, self._weights, self._solution, self._inverse, self._inverse.T
 
-    def _solve_with_last(self) -> None:
+    def _solve_with_last(self) -> bool:
         last = self.count - 1
         errors, inputs = self._rows.exact(int(self._picks[last]))
         others = self._rows.exact(self._picks[:last])
@@ -222,6 +228,8 @@ class _FewPicks(_ActiveSet):
         inverse = self._inverse[:last, :last]
         coupling = inverse @ products
         remainder = square + self._ridge - float(coupling @ products)  # at least the ridge
+        if remainder < _SPANNED * square:
+            return False
         with_total = float(errors @ self._total @ inputs)
         weight = (with_total - float(products @ self._solution[:last])) / remainder
         inverse.addr_(coupling, coupling, alpha=1 / remainder)
@@ -229,6 +237,7 @@ class _FewPicks(_ActiveSet):
         self._inverse[last, last] = 1 / remainder
         self._solution[:last] -= weight * coupling
         self._solution[last] = weight
+        return True
 
     def _solve_without_last(self) -> None:
         left = self.count
@@ -256,10 +265,11 @@ class _FewDimensions(_ActiveSet):
     def _by_pick(self) -> tuple[Tensor, ...]:
         return self._picks, self._weights, self._solution, self._errors, self._inputs
 
-    def _solve_with_last(self) -> None:
+    def _solve_with_last(self) -> bool:
         last = self.count - 1
         self._errors[last], self._inputs[last] = self._rows.exact(int(self._picks[last]))
         self._change(last, 1.0)
+        return True
 
     def _solve_without_last(self) -> None:
         self._change(self.count, -1.0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crest.exclusion import LearnedExamples
 from crest.pool import Pool, random_subsets
@@ -230,6 +230,7 @@ class _CrestPlanner:
         self._check_subset = torch.empty(0, dtype=torch.int64)
         self._anchor_losses = torch.empty(0)  # of the check subset, if paired
         self._anchor: Tensor | None = None
+        self._modelled: list[nn.Parameter] | None = None  # what the quadratic model is made of
         self._model: QuadraticModel | None = None
         self._first_errors: list[float] = []  # relative errors that an automatic tau is made of
         self._model_passes = 0.0  # what the last quadratic model and check cost, in forward passes
@@ -258,18 +259,13 @@ class _CrestPlanner:
             self._drop_coresets(examples)
             record = {"updated": False, "selected": False, "active": self._pool.num_active}
             return Region(self._random_batches(), record=record)
+        self._begin_anew_with_other_parameters(examples)
         update = self._model is None or self._settings.error_threshold == 0
         if self._model is not None and not update:
-            assert self._anchor is not None
-            parameters = self._parameters(examples)
-            update = len(parameters) != len(self._anchor)  # layers were frozen or unfrozen
-            if not update:
-                before = examples.passes_beside_training
-                # A checkpoint may have come back on another device, anchor and model together.
-                displacement = parameters.to(self._anchor.device) - self._anchor
-                record |= self._check(examples, self._model, displacement)
-                self._model_passes += examples.passes_beside_training - before
-                update = record["relative_error"] > self._threshold(record["relative_error"])
+            before = examples.passes_beside_training
+            record |= self._check(examples, self._model)
+            self._model_passes += examples.passes_beside_training - before
+            update = record["relative_error"] > self._threshold(record["relative_error"])
         if update and self._model is not None:
             self._schedule.adapt(self._curvature_norm(self._model))
         if update:
@@ -298,9 +294,21 @@ class _CrestPlanner:
             settings.max_coresets,
         )
 
-    def _check(
-        self, examples: Examples, model: QuadraticModel, displacement: Tensor
-    ) -> dict[str, Any]:
+    def _begin_anew_with_other_parameters(self, examples: Examples) -> None:
+        """Drop the quadratic model and its past if layers were frozen or unfrozen."""
+        if self._model is None or self._anchor is None:
+            return
+        parameters = examples.parameters(self._scope)
+        if self._modelled is None:  # after load_state_dict
+            same = sum(parameter.numel() for parameter in parameters) == len(self._anchor)
+        else:
+            same = list(map(id, parameters)) == list(map(id, self._modelled))
+        if not same:
+            self._model, self._anchor = None, None
+            self._moments = SmoothedMoments(self._settings.betas)
+            self._schedule = self._new_schedule()
+
+    def _check(self, examples: Examples, model: QuadraticModel) -> dict[str, Any]:
         """Compare F(delta) with the loss of the check subset, Eq. (10)."""
         with examples.timed("check"):
             if self._settings.paired_check:
@@ -311,6 +319,9 @@ class _CrestPlanner:
                 (check_subset,) = self._draw_subsets(1, self._check_size)
                 losses = noise = examples.fresh_losses(check_subset)
             self._watch(check_subset, losses)
+            assert self._anchor is not None
+            # A checkpoint may have come back on another device, anchor and model together.
+            displacement = self._parameters(examples).to(self._anchor.device) - self._anchor
             predicted, measured = model(displacement), float(losses.mean())
             return {
                 "relative_error": relative_error(predicted, measured),
@@ -367,8 +378,6 @@ class _CrestPlanner:
         before = examples.passes_beside_training
         with examples.timed("quadratic"):
             self._model = self._fit_quadratic(examples, loss)
-            if self._moments.round == 1:  # at first, and of other parameters than before
-                self._schedule = self._new_schedule()
             self._schedule.observe(self._curvature_norm(self._model))
         self._model_passes = examples.passes_beside_training - before
         weights = torch.stack([batch.weights for batch in self._coresets])
@@ -412,8 +421,8 @@ class _CrestPlanner:
         """Smooth gradient and Hessian diagonal of the coresets, Eq. (6) to (9)."""
         if self._settings.models_nothing:
             return QuadraticModel(loss, torch.empty(0), torch.empty(0))  # nobody will ask it
-        self._anchor = self._parameters(examples)
-        parameters = examples.parameters(self._scope)
+        parameters = self._modelled = examples.parameters(self._scope)
+        self._anchor = flatten(parameters)
         num_probes = 0 if self._settings.curvature == "none" else self._settings.num_probes
         probes = rademacher_probes(parameters, num_probes, self._task.generator)
         coresets = self._coresets[: self._settings.curvature_coresets]
@@ -511,7 +520,7 @@ class _CrestPlanner:
         self._model_passes = state["model_passes"]
         self._backoff = state["backoff"]
         self._random_order = state["random_order"]
-        self._anchor = state["anchor"]
+        self._anchor, self._modelled = state["anchor"], None
         self._model = None if state["model"] is None else QuadraticModel(*state["model"])
 
 

@@ -111,6 +111,8 @@ class _PruningPlanner:
         kept, weights = torch.randperm(n, generator=task.generator), torch.ones(n)
         if prunes:
             kept, weights = self._prune(kept)
+        else:  # whole passes hold nothing of a pruned one
+            self._left = [batch for batch in self._left if (batch.weights == 1).all()]
         used = kept
         if task.drop_last and len(kept) >= m:
             used = kept[: len(kept) - len(kept) % m]
@@ -128,9 +130,8 @@ class _PruningPlanner:
         """Leave out some of an order; give what is kept, and the weights of all n examples."""
         settings, n = self._settings, len(order)
         losses = self._losses.values
-        # In float64, and never the largest: rounded, the mean of equal losses may be above them.
-        # A comparison with nan is false.
-        small = (losses < losses.double().nanmean()) & (losses < losses.nan_to_num(-math.inf).max())
+        # In float32 the mean of equal losses may be above them. A comparison with nan is false.
+        small = losses < losses.double().nanmean()
         drawn = torch.rand(n, generator=self._task.generator)
         kept = order[~(small & (drawn < settings.prune_probability))[order]]
         weights = torch.where(small, 1 / (1 - settings.prune_probability), 1.0)
@@ -146,8 +147,8 @@ class _PruningPlanner:
             "losses": self._losses.values.clone(),
             "was_told": self._was_told,
             "passes": self._passes,
-            "left_indices": [batch.indices for batch in self._left],
-            "left_weights": [batch.weights for batch in self._left],
+            "left_indices": [batch.indices.clone() for batch in self._left],
+            "left_weights": [batch.weights.clone() for batch in self._left],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -80,6 +80,7 @@ class Task:
             be read from. None if there is nothing to tell.
         exact_losses: Whether the losses beside last-layer gradients are those of the model on its
             data, and not of a cheaper view, a cheaper model, or statistics of the pass.
+        is_preview: Whether nothing is trained on, so that the planner hears of no loss.
     """
 
     num_examples: int
@@ -92,6 +93,7 @@ class Task:
     batches_per_pass: int
     dataset: Any = None
     exact_losses: bool = True
+    is_preview: bool = False
 
     def refuse_cheaper_looks(self, strategy: str) -> None:
         """Refuse what makes looks at the model cheaper, for a strategy that cannot use it.

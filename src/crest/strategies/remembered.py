@@ -95,13 +95,14 @@ class _RememberingPlanner:
         self._gradients.take_in()
         unknown = int((~self._gradients.known).sum())
         n = self._task.num_examples
-        if self._drawn and unknown == n:
+        if self._drawn and unknown == n and not self._task.is_preview:
             raise ValueError(
                 "RememberedGradients needs what training computes; nothing was observed so far. "
                 "Call loader.observe(losses, outputs) after each forward pass."
             )
         self._missed = unknown if self._drawn >= _PATIENCE * n else 0
-        if self._unheard is not None and self._unheard >= _PATIENCE * n:
+        silent = self._unheard is not None and self._unheard >= _PATIENCE * n
+        if silent and not self._task.is_preview:
             self._warn("has heard nothing for more than a pass.")
         with examples.timed("select"):
             picks = self._random_batches() if unknown else self._picks()

@@ -47,7 +47,8 @@ class SubsetSettings:
         reselect_steps: Optimizer steps between two selections, >= 1. None: one short epoch, which
             is `subset_fraction` of the steps of an epoch of the user's own loader.
         per_class: Whether each class is picked from on its own, in proportion to its examples and
-            with one pick at least, k in all. None: where the class of every example is known.
+            with one pick at least, k in all. None: where the class of every example is known. Any
+            integer of the data is a class, -1 too.
         keep_views: Whether to train on the very views that were selected, as weights are right
             for those alone; all n are then in memory during selection, and the k picked ones
             until the next. False reads 2048 at a time and trains on new views: the same thing
