@@ -330,8 +330,8 @@ def _add_reproduce(parser: argparse.ArgumentParser) -> None:
         "--scale",
         default="smoke",
         metavar="S",
-        help="smoke, seconds on digits; small, a minute or two for most runs on one core; paper, "
-        "as published (default: smoke)",
+        help="smoke, seconds on digits, and on the part of SNLI where an item holds it; small, a "
+        "minute or two for most runs on one core; paper, as published (default: smoke)",
     )
     add("--seeds", type=_integers, default=[0], metavar="A,B", help="default: 0")
     add(

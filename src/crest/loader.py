@@ -22,7 +22,12 @@ from torch.utils.data import (
 
 from crest.examples import ObservedExamples
 from crest.history import History
-from crest.observer import Observer, preserved_order, preserved_random_state
+from crest.observer import (
+    Observer,
+    order_generators,
+    preserved_order,
+    preserved_random_state,
+)
 from crest.pool import UNKNOWN_CLASS
 from crest.reader import Reader, Request, place
 from crest.strategies import Crest, Full, Strategy
@@ -117,7 +122,8 @@ class CoresetLoader:
             are no tuple, list or dict.
 
     Raises:
-        TypeError: If the dataset is iterable-style, or `strategy` is no strategy.
+        TypeError: If the dataset is iterable-style, `strategy` is no strategy, or `observer_dtype`
+            no dtype.
         ValueError: If the dataset is empty, the sampler chooses examples by itself, a value is out
             of its range, or two settings contradict each other.
 
@@ -174,6 +180,11 @@ class CoresetLoader:
             raise ValueError(
                 f"batch_size must be in [1, {self._dataset_length}], the number of examples; "
                 f"got {batch_size}."
+            )
+        if observer_dtype is not None and not isinstance(observer_dtype, torch.dtype):
+            raise TypeError(
+                f"observer_dtype must be a torch.dtype or None; got {observer_dtype!r}. Write "
+                "torch.bfloat16."
             )
         if observer_chunk is not None and observer_chunk < 1:
             raise ValueError(f"observer_chunk must be >= 1 or None; got {observer_chunk}.")
@@ -309,12 +320,14 @@ class CoresetLoader:
             self._position = 0
         self._resuming = False
         self._in_epoch = True
-        while self._position < self._length:
-            batch = self._next_batch()
-            self._position += 1
-            with self.history.timed_on_host("train"):
-                yield batch
-        self._in_epoch = False
+        try:
+            while self._position < self._length:
+                batch = self._next_batch()
+                self._position += 1
+                with self.history.timed_on_host("train"):
+                    yield batch
+        finally:  # a loop that counts batches does not ask for one more
+            self._in_epoch = self._position < self._length
 
     def observe(
         self, losses: Tensor, outputs: Tensor | None = None, *, indices: Tensor | None = None
@@ -326,8 +339,8 @@ class CoresetLoader:
 
         Args:
             losses: One loss per example, shape (m,), before weights and before `backward()`.
-            outputs: What the losses were computed from, such as logits, shape (m, ...). Only
-                `RememberedGradients` needs them.
+            outputs: What the losses were computed from, such as logits, shape (m, ...), of one
+                shape in all batches. Only `RememberedGradients` needs them.
             indices: Of the examples, int64, shape (m,), as they came with the batch: a batch that
                 is a mapping has them as `"sample_index"`, any other with `attach=`. None: those of
                 the batch that was handed out last, which is another one where batches are fetched
@@ -435,7 +448,8 @@ class CoresetLoader:
 
         Call it anywhere in the loop: the batch that was handed out last counts as trained. Save it
         beside model, optimizer and scheduler, and beside the global random states if something
-        draws from them: dropout, or the dataset under `Full()` without workers.
+        draws from them: dropout, or under `Full()` the order, if the loader of your own has no
+        `generator=`, and the dataset without workers.
 
         Returns:
             Tensors and primitives, fit for `torch.load(..., weights_only=True)`.
@@ -457,6 +471,9 @@ class CoresetLoader:
             },
             "plan_generator": self._plan_generator.get_state(),
             "view_generator": self._view_generator.get_state(),
+            "order_generators": [
+                generator.get_state() for generator in order_generators(self._train_loader)
+            ],
             "examples": self._examples.state_dict(),
             "planner": self._planner.state_dict(),
             "history": self.history.state_dict(),
@@ -465,7 +482,8 @@ class CoresetLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was called.
 
-        The next iteration gives the batches that were left of that epoch. Views that were held are
+        The next iteration gives the batches that were left of that epoch, one that was broken off
+        included. Views that were held are
         read again under their seeds, which gives the same pixels as long as the dataset draws its
         randomness from torch, numpy or `random`.
 
@@ -483,6 +501,8 @@ class CoresetLoader:
         _check_same("dataset_length", state["dataset_length"], self._dataset_length)
         for name in sorted(self._settings.keys() | state["settings"].keys()):
             _check_same(name, state["settings"].get(name), self._settings.get(name))
+        generators = order_generators(self._train_loader)
+        _check_same("generators of the order", len(state["order_generators"]), len(generators))
         self._position = state["position"]
         self._in_epoch = self._resuming = state["in_epoch"]
         self._total = state["total"]
@@ -498,6 +518,8 @@ class CoresetLoader:
         self._version, self._untrained = -1, 0
         self._plan_generator.set_state(state["plan_generator"].cpu())
         self._view_generator.set_state(state["view_generator"].cpu())
+        for generator, saved in zip(generators, state["order_generators"], strict=True):
+            generator.set_state(saved.cpu())
         self._examples.load_state_dict(state["examples"])
         self._planner.load_state_dict(state["planner"])
         self.history.load_state_dict(state["history"])

@@ -556,6 +556,19 @@ def _concatenate(parts: list[Tensor]) -> Tensor:
     return torch.cat(padded)
 
 
+def order_generators(loader: DataLoader[Any]) -> list[torch.Generator]:
+    """List the generators of its own that a loader draws its order from; none: the global one.
+
+    Args:
+        loader: The user's loader.
+
+    Returns:
+        At most two, which may be the same.
+    """
+    found = [loader.generator, getattr(loader.sampler, "generator", None)]
+    return [generator for generator in found if generator is not None]
+
+
 @contextmanager
 def preserved_order(loader: DataLoader[Any]) -> Iterator[None]:
     """Give back the states of the generators that a loader draws its order from.
@@ -566,8 +579,7 @@ def preserved_order(loader: DataLoader[Any]) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    found = [loader.generator, getattr(loader.sampler, "generator", None)]
-    generators = [generator for generator in found if generator is not None]
+    generators = order_generators(loader)
     states = [generator.get_state() for generator in generators]
     try:
         yield

@@ -72,6 +72,15 @@ def test_arguments_out_of_range_are_refused(options, message):
         make_loader(**options)
 
 
+def test_labels_of_any_integer_type_are_accepted():
+    make_loader(labels=torch.full((400,), 3, dtype=torch.uint16))
+
+
+def test_a_dtype_by_its_name_is_refused():
+    with pytest.raises(TypeError, match="observer_dtype must be a torch.dtype.*got 'bfloat16'"):
+        make_loader(observer_dtype="bfloat16")
+
+
 @pytest.mark.parametrize("strategy", [crest.Crest.paper(), crest.GreedyMiniBatch()])
 def test_a_scalar_loss_is_refused(strategy):
     loader = make_loader(strategy, loss_fn=nn.CrossEntropyLoss())

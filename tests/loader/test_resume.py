@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 import crest
 from toys import CRITERION, NoisyData, equal_parameters, make_loader, make_model, make_tensors
@@ -122,6 +122,34 @@ def test_a_checkpoint_after_an_epoch_starts_the_next_one():
     rest = [inputs for inputs, _, _ in other]
     assert len(rest) == len(first) == len(loader)
     assert not torch.equal(rest[0], first[0])
+
+
+def test_a_checkpoint_after_a_counted_epoch_resumes_into_the_next():
+    loader = make_loader(crest.Random(), budget=BUDGET)
+    for _, _ in zip(range(len(loader)), loader, strict=False):
+        pass  # the loop never asks for one more batch
+    other = make_loader(crest.Random(), budget=BUDGET)
+    other.load_state_dict(loader.state_dict())
+    pairs = list(zip(loader, other, strict=True))
+    assert len(pairs) == len(loader)
+    assert all(torch.equal(one[0], two[0]) for one, two in pairs)
+
+
+def test_the_order_of_a_loader_with_a_generator_resumes_under_full():
+    def make():
+        data = TensorDataset(*make_tensors())
+        generator = torch.Generator().manual_seed(5)
+        train_loader = DataLoader(data, batch_size=16, shuffle=True, generator=generator)
+        return crest.CoresetLoader(
+            train_loader, make_model(), loss_fn=CRITERION, strategy=crest.Full(), budget=1.0
+        )
+
+    loader, other = make(), make()
+    for _ in range(2):
+        list(loader)
+    other.load_state_dict(loader.state_dict())
+    for one, two in zip(loader, other, strict=True):
+        assert torch.equal(one[0], two[0])
 
 
 def test_a_checkpoint_at_step_zero_changes_nothing():

@@ -65,7 +65,7 @@ _SOURCES = {
         "test.tsv.xz",
         _NLI,
         _NLI,
-        "https://nlp.stanford.edu/projects/snli (lines of label, premise and hypothesis)",
+        "https://nlp.stanford.edu/projects/snli: pairs, in lines of label, premise and hypothesis",
     ),
     "sst2": _Source(
         "sst2",

@@ -28,6 +28,7 @@ _OTHERS = [  # taken in turn
     for line in ("--", ":")
     for colour in ("#009e73", "#e69f00", "#999999", "#d55e00")
 ]
+_MARKERS = "osD^vP*Xph<>"  # one for each: a run of one evaluation is no more than a dot
 
 
 def plot_comparison(records: Iterable[dict[str, Any]], path: str | Path) -> None:
@@ -48,9 +49,9 @@ def plot_comparison(records: Iterable[dict[str, Any]], path: str | Path) -> None
     panels = figure.subplots(1, 2, sharey=True)
     for panel, key, label in zip(panels, ("step", "seconds"), ("steps", "seconds"), strict=True):
         others = itertools.cycle(_OTHERS)
-        for name, some in groups.items():
+        for marker, (name, some) in zip(itertools.cycle(_MARKERS), groups.items(), strict=False):
             style = _STYLES[name] if name in _STYLES else next(others)
-            _draw(panel, name, some, key, style)
+            _draw(panel, name, some, key, (*style, marker))
         log_axis(panel)
         panel.set_xlabel(label)
         panel.grid(alpha=0.3)
@@ -81,17 +82,17 @@ def log_axis(panel: Any) -> None:
 
 
 def _draw(
-    panel: Any, name: str, records: Sequence[dict[str, Any]], key: str, style: tuple[str, str]
+    panel: Any, name: str, records: Sequence[dict[str, Any]], key: str, style: tuple[str, str, str]
 ) -> None:
     """Average over seeds at each evaluation: the k-th comes at the same share of every run."""
-    colour, line = style
+    colour, line, marker = style
     x, mean, spread = [], [], []
     for points in zip(*(record["curve"] for record in records), strict=False):
         accuracies = [100 * point["accuracy"] for point in points]
         x.append(statistics.fmean(point[key] for point in points))
         mean.append(statistics.fmean(accuracies))
         spread.append(statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0)
-    panel.plot(x, mean, line, color=colour, label=name, marker=".", markersize=4)
+    panel.plot(x, mean, line, color=colour, label=name, marker=marker, markersize=5)
     low = [m - s for m, s in zip(mean, spread, strict=True)]
     high = [m + s for m, s in zip(mean, spread, strict=True)]
     panel.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)

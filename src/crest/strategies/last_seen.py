@@ -45,7 +45,8 @@ class LastSeen:
         if values.shape[1:] != shape and (self._told or self.known.any()):
             raise ValueError(
                 f"observed {self._what} must all have the shape {tuple(shape)}; "
-                f"got {tuple(values.shape[1:])}."
+                f"got {tuple(values.shape[1:])}. Pad all batches to one length, or observe pooled "
+                "outputs."
             )
         self._told.append((indices, values))
 

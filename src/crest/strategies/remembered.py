@@ -83,7 +83,7 @@ class _RememberingPlanner:
         self._has_warned = False
 
     def remember(self, indices: Tensor, errors: Tensor) -> None:
-        self._gradients.tell(indices, errors.reshape(len(errors), -1))
+        self._gradients.tell(indices, errors)
         self._unheard = 0
         if self._missed:
             self._warn(
@@ -139,7 +139,8 @@ class _RememberingPlanner:
         subsets = torch.stack([self._deck.draw(self._num_candidates) for _ in range(count)])
         picks: list[Tensor] = []
         for some in split_subsets(subsets):
-            rows = self._pick(self._gradients.values[some], self._task.batch_size)
+            gradients = self._gradients.values[some].reshape(*some.shape, -1)
+            rows = self._pick(gradients, self._task.batch_size)
             picks += some.gather(1, rows)
         return picks
 
