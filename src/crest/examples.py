@@ -191,7 +191,7 @@ class ObservedExamples:
             Parameters that require grad.
         """
         batch = None
-        if scope == "head":
+        if scope == "head" and not self._observer.has_head:
             batch = self._batch(self._views(), self._kept[: self._chunk])
         return self._observer.parameters(scope, batch)
 

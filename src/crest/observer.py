@@ -79,13 +79,21 @@ class LastLayerGradients:
             return self.weight_gradients().square().sum(1)
         return ((errors @ errors.mT) * (inputs @ inputs.mT)).sum((1, 2))
 
+    def inputs_with_bias(self) -> Tensor:
+        """Give what e is multiplied with in each gradient: h, with a 1 behind it for the bias.
+
+        Returns:
+            Shape (k, ..., d').
+        """
+        if not self.bias:
+            return self.inputs
+        return torch.cat([self.inputs, self.inputs.new_ones(*self.inputs.shape[:-1], 1)], dim=-1)
+
     def _by_position(self) -> tuple[Tensor, Tensor]:
         """Give e and h, with a 1 for the bias, at each position: (k, t, c) and (k, t, d')."""
         errors = self.errors.reshape(len(self.errors), -1, self.errors.shape[-1])
-        inputs = self.inputs.reshape(len(self.inputs), -1, self.inputs.shape[-1])
-        if self.bias:
-            inputs = torch.cat([inputs, inputs.new_ones(*inputs.shape[:2], 1)], dim=2)
-        return errors, inputs
+        inputs = self.inputs_with_bias()
+        return errors, inputs.reshape(len(inputs), -1, inputs.shape[-1])
 
     @staticmethod
     def concatenate(parts: list[LastLayerGradients]) -> LastLayerGradients:
@@ -167,6 +175,11 @@ class Observer:
             self._head: nn.Module | None = modules[head]
         else:
             self._head = head
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the last layer was named, or found already."""
+        return self._head is not None
 
     @property
     def device(self) -> torch.device:

@@ -150,7 +150,7 @@ class _Outlook:
         self._outputs = (
             probabilities.clamp(min=1e-30).log().scatter_(1, classes, -seen.losses.unsqueeze(1))
         )
-        self._inputs = _inputs_of(seen)
+        self._inputs = seen.inputs_with_bias().float()
 
     def gradient(self) -> Tensor:
         """Differentiate the mean validation loss by the last layer, (c, d')."""
@@ -169,7 +169,7 @@ def _greedy(
     step_of_one: float,
     rounds: int,
 ) -> Tensor:
-    errors, inputs = gradients.errors.float(), _inputs_of(gradients)
+    errors, inputs = gradients.errors.float(), gradients.inputs_with_bias().float()
     rounds = min(rounds, max(size for _, size in shares))
     picks: list[Tensor] = []
     picked = torch.zeros(len(errors), dtype=torch.bool, device=errors.device)
@@ -198,12 +198,6 @@ def _examples_of(loader: DataLoader[Any]) -> list[int]:
 
 def _largest(gains: Tensor, rows: Tensor, count: int) -> Tensor:
     return rows[gains[rows].argsort(descending=True, stable=True)[:count]]
-
-
-def _inputs_of(seen: LastLayerGradients) -> Tensor:
-    """Give the factor of e in each gradient, h with a 1 for the bias, (k, d')."""
-    inputs = seen.inputs.float()
-    return torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1) if seen.bias else inputs
 
 
 def _num_shared(one: Any, indices: Tensor, other: Any, other_length: int) -> int:
