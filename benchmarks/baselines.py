@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import crest
-from crest.experiments.datasets import load_dataset
-from crest.experiments.learning_rate import learning_rate_factor
-from crest.experiments.networks import build_network
-from crest.experiments.views import ImageViews
-from crest.observer import LastLayerGradients, Observer
+from crest.lab.data.datasets import load_dataset
+from crest.lab.data.views import ImageViews
+from crest.lab.networks.vision import build_network
+from crest.lab.run.learning_rate import learning_rate_factor
+from crest.looking.gradients import LastLayerGradients
+from crest.looking.observer import Observer
 
 CRITERION = nn.CrossEntropyLoss(reduction="none")
 BATCH_SIZE = 128

@@ -39,12 +39,13 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 import crest
-from crest.experiments.datasets import load_dataset
-from crest.experiments.image_data import ImageData
-from crest.experiments.learning_rate import learning_rate_factor
-from crest.experiments.networks import build_network
-from crest.experiments.views import ImageViews
-from crest.observer import LastLayerGradients, Observer
+from crest.lab.data.datasets import load_dataset
+from crest.lab.data.image_data import ImageData
+from crest.lab.data.views import ImageViews
+from crest.lab.networks.vision import build_network
+from crest.lab.run.learning_rate import learning_rate_factor
+from crest.looking.gradients import LastLayerGradients
+from crest.looking.observer import Observer
 from crest.selection import last_layer_distances
 
 CRITERION = nn.CrossEntropyLoss(reduction="none")
@@ -146,13 +147,13 @@ def train(data: ImageData, row: Row, seed: int, arguments: argparse.Namespace) -
     views = ImageViews(balance(data) if row.balanced else data, device)
     observers: dict[str, dict[str, Any]] = {
         "model": {},
-        "half resolution": {"observer_transform": halve},
-        "quarter resolution": {"observer_transform": lambda batch: halve(halve(batch))},
+        "half resolution": {"transform": halve},
+        "quarter resolution": {"transform": lambda batch: halve(halve(batch))},
     }
     if row.observer == "proxy":
         proxy = proxy_network().to(device)
         proxy_optimizer = torch.optim.Adam(proxy.parameters(), lr=3e-3)
-        observers["proxy"] = {"observer_model": proxy}
+        observers["proxy"] = {"model": proxy}
     loader = crest.CoresetLoader(
         DataLoader(views, batch_size=row.batch_size, shuffle=True, drop_last=True),
         model,
@@ -160,8 +161,7 @@ def train(data: ImageData, row: Row, seed: int, arguments: argparse.Namespace) -
         strategy=row.strategy(row.steps) if callable(row.strategy) else row.strategy,
         accumulation_steps=row.accumulation,
         seed=seed,
-        **observers[row.observer],
-        observer_batch_statistics=row.batch_statistics,
+        look=crest.Look(**observers[row.observer], batch_statistics=row.batch_statistics),
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=row.lr, momentum=0.9, weight_decay=5e-4)
     start, batches = time.perf_counter(), 0

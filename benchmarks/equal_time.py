@@ -24,13 +24,13 @@ from typing import Any
 import torch
 
 import crest
-from crest.experiments.datasets import load_dataset
-from crest.experiments.image_data import ImageData
-from crest.experiments.optional import require
-from crest.experiments.results import Results
-from crest.experiments.settings import RunSettings
-from crest.experiments.training import train
-from crest.experiments.views import shift_and_flip
+from crest.lab.data.datasets import load_dataset
+from crest.lab.data.image_data import ImageData
+from crest.lab.data.views import shift_and_flip
+from crest.lab.optional import require
+from crest.lab.run.results import Results
+from crest.lab.run.settings import RunSettings
+from crest.lab.run.training import train
 from crest.report.plot import log_axis
 from crest.report.summary import selected_share
 

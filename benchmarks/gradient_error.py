@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import crest
-from crest.experiments.datasets import load_dataset
-from crest.experiments.learning_rate import learning_rate_factor
-from crest.experiments.networks import build_network
-from crest.experiments.views import ImageViews
-from crest.observer import Observer
+from crest.lab.data.datasets import load_dataset
+from crest.lab.data.views import ImageViews
+from crest.lab.networks.vision import build_network
+from crest.lab.run.learning_rate import learning_rate_factor
+from crest.looking.observer import Observer
 from crest.quadratic import flatten
 from crest.selection import last_layer_distances
 

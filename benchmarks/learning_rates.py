@@ -43,7 +43,7 @@ from equal_time import VARIANTS as DATA
 from equal_time import make_data, plus_minus
 
 import crest
-from crest.experiments.image_data import ImageData
+from crest.lab.data.image_data import ImageData
 
 NUM_HELD_OUT = 5000
 SEEN = partial(CHEAPER, strategy=GREEDY_512, observer="half resolution", batch_statistics=True)

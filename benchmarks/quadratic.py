@@ -20,9 +20,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from crest.experiments.datasets import load_dataset
-from crest.experiments.memory import keep_freed_memory
-from crest.observer import Observer
+from crest.lab.data.datasets import load_dataset
+from crest.lab.run.memory import keep_freed_memory
+from crest.looking.observer import Observer
 from crest.quadratic import gradient_and_hessian_diagonal, rademacher_probes
 from crest.reader import place
 

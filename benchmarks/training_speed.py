@@ -3,7 +3,7 @@
     python benchmarks/training_speed.py --data-dir DIR --networks resnet8 resnet20
     python benchmarks/training_speed.py --data-dir DIR --networks resnet20 --device cuda --steps 500
 
-Trains on random mini-batches of CIFAR-10 through `crest.experiments.training.train`, as `crest run`
+Trains on random mini-batches of CIFAR-10 through `crest.lab.run.training.train`, as `crest run`
 does: views, loader, optimizer and schedule are in the step. The ways take turns in one process;
 medians over turns are printed, with the ratio to float32 of the same turn and the minutes that 200
 epochs would take. Compiling comes before the clock starts.
@@ -15,9 +15,9 @@ import argparse
 import dataclasses
 import statistics
 
-from crest.experiments.datasets import load_dataset
-from crest.experiments.settings import COMPILE_MODES, RunSettings
-from crest.experiments.training import train
+from crest.lab.data.datasets import load_dataset
+from crest.lab.run.settings import COMPILE_MODES, RunSettings
+from crest.lab.run.training import train
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import crest
-from crest.observer import Observer
+from crest.looking.observer import Observer
 from crest.strategies.protocol import Task
 from toys import CRITERION, NoisyData, equal_parameters, make_loader, make_model, make_tensors
 

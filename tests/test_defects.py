@@ -11,18 +11,18 @@ import torch
 from torch.utils.data import TensorDataset
 
 import crest
-import test_observer
 import test_pool
 import test_schedule
-from crest.examples import ObservedExamples
-from crest.observer import Observer
+from crest.data_view import DataView
+from crest.looking.observer import Observer
 from crest.pool import Pool
 from crest.quadratic import SmoothedMoments, flatten
 from crest.schedule import AdaptiveSchedule
 from crest.strategies import coresets as selecting
-from crest.strategies.crest import _CrestPlanner
+from crest.strategies.crest.planner import CrestPlanner
 from crest.strategies.protocol import MiniBatch
 from loader import test_loader
+from looking import test_observer
 from strategies import test_crest
 from toys import make_tensors
 
@@ -54,30 +54,30 @@ def delta_is_a_sum_of_lr_times_gradient(monkeypatch):
             self.sum = self.sum - 0.1 * flatten([p.grad for p in parameters])
         return self.sum
 
-    monkeypatch.setattr(_CrestPlanner, "_parameters", summed)
+    monkeypatch.setattr(CrestPlanner, "_parameters", summed)
 
 
 @defect(test_crest.test_the_displacement_is_the_real_one_since_the_anchor, "sgd")
 def delta_starts_at_the_last_check(monkeypatch):
-    check = _CrestPlanner._check
+    check = CrestPlanner._check
 
     def moving(self, examples, model):
         record = check(self, examples, model)
         self._anchor = self._parameters(examples)
         return record
 
-    monkeypatch.setattr(_CrestPlanner, "_check", moving)
+    monkeypatch.setattr(CrestPlanner, "_check", moving)
 
 
 @defect(test_crest.test_a_check_passes_only_its_subset_forward)
 def a_check_passes_the_whole_data_set_forward(monkeypatch):
-    fresh_losses = ObservedExamples.fresh_losses
+    fresh_losses = DataView.fresh_losses
 
     def wasteful(self, indices):
         fresh_losses(self, torch.arange(len(self.labels)))
         return fresh_losses(self, indices)
 
-    monkeypatch.setattr(ObservedExamples, "fresh_losses", wasteful)
+    monkeypatch.setattr(DataView, "fresh_losses", wasteful)
 
 
 @defect(test_crest.test_rho_is_zero_where_nothing_has_moved)
@@ -107,13 +107,13 @@ def a_pass_moves_the_statistics_of_batch_norm(monkeypatch):
 
 @defect(test_crest.test_rho_is_zero_where_nothing_has_moved)
 def the_anchor_loss_is_that_of_weighted_coresets(monkeypatch):
-    fit = _CrestPlanner._fit_quadratic
+    fit = CrestPlanner._fit_quadratic
 
     def weighted(self, examples, loss):
         with examples.weighted_loss(self._coresets[0], 0, self._scope) as coreset_loss:
             return fit(self, examples, float(coreset_loss.detach()))
 
-    monkeypatch.setattr(_CrestPlanner, "_fit_quadratic", weighted)
+    monkeypatch.setattr(CrestPlanner, "_fit_quadratic", weighted)
 
 
 @defect(test_loader.test_weights_are_positive_with_mean_one, crest.Crest.paper())
@@ -128,7 +128,7 @@ def picks_per_class_are_rounded_up(monkeypatch):
 
 @defect(test_crest.test_cluster_sizes_belong_to_a_coreset_and_not_to_an_example)
 def weights_are_stored_by_example(monkeypatch):
-    from crest.strategies import crest as algorithm
+    from crest.strategies.crest import planner as algorithm
 
     def overwriting(*arguments, **keywords):
         selection = selecting.select_coresets(*arguments, **keywords)
@@ -156,7 +156,7 @@ def coresets_are_shuffled_into_one_union(monkeypatch):
         rows = rows[: self._task.batch_size]
         return MiniBatch(indices[rows], weights[rows])
 
-    monkeypatch.setattr(_CrestPlanner, "_draw_coreset", from_union)
+    monkeypatch.setattr(CrestPlanner, "_draw_coreset", from_union)
 
 
 @defect(test_crest.test_the_averages_advance_once_a_round)

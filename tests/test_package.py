@@ -11,17 +11,28 @@ import crest
 
 SOURCE = Path(crest.__file__).parent
 
-ROOMS = ["selection", "observer", "quadratic", "schedule", "pool", "exclusion"]
-# Each layer may import the ones before it, and strategies and later layers their own kind.
+FLOOR = ["checks", "randomness"]
+ROOMS = [
+    "selection",
+    "looking",
+    "watching",
+    "quadratic",
+    "schedule",
+    "pool",
+    "exclusion",
+    "options",
+]
+# Each layer may import the ones before it, and layers above the rooms their own kind.
 LAYERS = [
+    FLOOR,
     ROOMS,
     ["strategies"],
-    ["history", "reader", "examples"],
+    ["history", "reader", "data_view", "order", "open_region", "batches", "resume"],
     ["loader"],
     ["diagnostics"],
-    ["experiments"],
+    ["lab"],
     ["report"],
-    ["cli"],
+    ["cli", "__main__"],
 ]
 
 

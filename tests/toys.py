@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import crest
-from crest.experiments import comparison
+from crest.lab.run import comparison
 
 NUM_CLASSES = 5
 CRITERION = nn.CrossEntropyLoss(reduction="none")

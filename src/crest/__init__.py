@@ -1,7 +1,8 @@
 """Train a deep network on a tenth of the steps with mini-batch coresets."""
 
+from crest.batches import weighted_mean as weighted_mean
 from crest.loader import CoresetLoader as CoresetLoader
-from crest.loader import weighted_mean as weighted_mean
+from crest.options import Look as Look
 from crest.selection import Coreset as Coreset
 from crest.selection import facility_location as facility_location
 from crest.strategies import AdaCore as AdaCore

@@ -1,4 +1,4 @@
-"""CoresetLoader: fetches planned regions and attaches the weights."""
+"""CoresetLoader: asks for a plan, fetches it, hands it out, and passes on what training showed."""
 
 from __future__ import annotations
 
@@ -7,74 +7,45 @@ import dataclasses
 import functools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-)
+from torch.utils.data import DataLoader
 
-from crest.examples import ObservedExamples
+from crest.batches import Attach, with_weights
+from crest.checks import check, instance
+from crest.data_view import DataView, cheaper_observer
 from crest.history import History
-from crest.observer import (
-    Observer,
-    order_generators,
-    preserved_order,
-    preserved_random_state,
+from crest.looking.observer import Observer
+from crest.open_region import OpenRegion
+from crest.options import LoaderOptions, Look
+from crest.order import (
+    check_loader,
+    check_sampler,
+    default_batch_size,
+    draw_user_order,
+    epoch_length,
 )
 from crest.pool import UNKNOWN_CLASS
+from crest.randomness import order_generators, preserved_order, preserved_random_state
 from crest.reader import Reader, Request, place
-from crest.strategies import Crest, Full, Strategy
+from crest.resume import STATE_VERSION, check_same, check_state
+from crest.strategies import Crest, Strategy
 from crest.strategies.protocol import (
     Excludes,
     LearnsFromTraining,
     MiniBatch,
-    Region,
     RemembersGradients,
     Task,
 )
+from crest.watching.errors import output_gradients
+from crest.watching.parameters import ParameterWatch
 
-__all__ = ["CoresetLoader", "weighted_mean"]
+__all__ = ["CoresetLoader"]
 
-_STATE_VERSION = 2
-
-
-def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
-    """Average per-example losses with the weights of a batch.
-
-    The sum is divided by m, not by the sum of the weights: both agree, as weights have mean 1.
-
-    Args:
-        losses: One loss per example, shape (m,).
-        weights: Weights from the loader, shape (m,).
-
-    Returns:
-        Scalar to call `backward()` on.
-
-    Raises:
-        ValueError: If the shapes differ, or the losses are a scalar.
-
-    Example:
-        >>> weighted_mean(torch.tensor([1.0, 3.0]), torch.tensor([1.5, 0.5]))
-        tensor(1.5000)
-    """
-    if losses.ndim == 0:
-        raise ValueError(
-            "losses must be one per example, not their mean; got a scalar. "
-            'Set reduction="none" in the loss.'
-        )
-    if losses.shape != weights.shape:
-        raise ValueError(
-            f"losses must have the shape of the weights, {tuple(weights.shape)}; "
-            f"got {tuple(losses.shape)}."
-        )
-    return (losses * weights.to(losses)).mean()
+_MODEL = instance(nn.Module, text="a torch.nn.Module")
 
 
 class CoresetLoader:
@@ -88,7 +59,7 @@ class CoresetLoader:
 
     Attributes:
         history: Records, seconds and costs, see `crest.history.History`.
-        observer: Looks at the model without a trace, see `crest.observer.Observer`.
+        observer: Looks at the model without a trace, see `crest.looking.observer.Observer`.
 
     Args:
         train_loader: An ordinary DataLoader over a map-style dataset, with shuffling or without.
@@ -106,31 +77,16 @@ class CoresetLoader:
         selection_dataset: Other views of the same examples, without augmentation say, to select on;
             training then reads the loader's dataset as usual. By default the view that is selected
             is the view that is trained on: a weight is right for the pixels that were measured.
-        observer_transform: `observer_transform(batch)` makes a collated batch cheaper to select on,
-            by lower resolution or truncated text; it is trained on as it is.
-        observer_model: A cheaper model to select with, on the device of `model`: an early exit that
-            shares its layers, or a small network that your loop trains beside it. Its head is found
-            by itself.
-        observer_dtype: Dtype of autocast for all passes that look at the model, but for its head,
-            such as `torch.bfloat16`. None: the precision of the parameters.
-        observer_batch_statistics: Whether batch normalization takes the statistics of each of these
-            passes, as in training, and not the running ones. These lag behind at a large learning
-            rate, and are not those of a transformed batch.
-        observer_chunk: Most examples in one of these passes, >= 1; large ones suit a GPU. None: m,
-            or 128 if that is more.
+        look: How the strategy looks at the model, for a cheaper look than a forward pass of
+            training, see `crest.Look`. None: at the model as it is.
         attach: `attach(batch, weights, indices)` returns the batch to hand out, for batches that
             are no tuple, list or dict.
 
     Raises:
-        TypeError: If the dataset is iterable-style, `strategy` is no strategy, or `observer_dtype`
-            no dtype.
+        TypeError: If an argument is of a wrong kind, such as a dataset in place of a DataLoader, or
+            the dataset is iterable-style.
         ValueError: If the dataset is empty, the sampler chooses examples by itself, a value is out
             of its range, or two settings contradict each other.
-
-    Note:
-        The losses that `observer_transform`, `observer_model` and `observer_batch_statistics` give
-        are not those of the model on its data. With one of them `Crest` excludes no example, and
-        refuses to check a quadratic model.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -163,129 +119,80 @@ class CoresetLoader:
         labels: Tensor | Sequence[int] | None = None,
         head: nn.Module | str | None = None,
         selection_dataset: Any = None,
-        observer_transform: Callable[[Any], Any] | None = None,
-        observer_model: nn.Module | None = None,
-        observer_dtype: torch.dtype | None = None,
-        observer_batch_statistics: bool = False,
-        observer_chunk: int | None = None,
-        attach: Callable[[Any, Tensor, Tensor], Any] | None = None,
+        look: Look | None = None,
+        attach: Attach | None = None,
     ) -> None:
-        strategy = Crest() if strategy is None else strategy
-        labels = None if labels is None else torch.as_tensor(labels)
-        self._dataset_length = _check_arguments(
-            train_loader, strategy, budget, accumulation_steps, labels
+        length = self._dataset_length = check_loader(train_loader)
+        check("model", model, _MODEL)
+        options = self._options = LoaderOptions(
+            loss_fn=loss_fn,
+            strategy=Crest() if strategy is None else strategy,
+            budget=budget,
+            batch_size=default_batch_size(train_loader) if batch_size is None else batch_size,
+            accumulation_steps=accumulation_steps,
+            seed=seed,
+            labels=labels,
+            head=head,
+            selection_dataset=selection_dataset,
+            look=Look() if look is None else look,
+            attach=attach,
         )
-        batch_size = _batch_size(train_loader) if batch_size is None else batch_size
-        if not 1 <= batch_size <= self._dataset_length:
-            raise ValueError(
-                f"batch_size must be in [1, {self._dataset_length}], the number of examples; "
-                f"got {batch_size}."
-            )
-        if observer_dtype is not None and not isinstance(observer_dtype, torch.dtype):
-            raise TypeError(
-                f"observer_dtype must be a torch.dtype or None; got {observer_dtype!r}. Write "
-                "torch.bfloat16."
-            )
-        if observer_chunk is not None and observer_chunk < 1:
-            raise ValueError(f"observer_chunk must be >= 1 or None; got {observer_chunk}.")
+        options.check_against(length)
+        self._settings = options.to_settings()
+        if not getattr(options.strategy, "keeps_user_order", False):
+            check_sampler(train_loader)
+        look, batch_size = options.look, options.batch_size
         self._train_loader = train_loader
         self._model = model
-        self._arguments: dict[str, Any] = {
-            "loss_fn": loss_fn,
-            "strategy": strategy,
-            "budget": budget,
-            "batch_size": batch_size,
-            "accumulation_steps": accumulation_steps,
-            "seed": seed,
-            "labels": labels,
-            "head": head,
-            "selection_dataset": selection_dataset,
-            "observer_transform": observer_transform,
-            "observer_model": observer_model,
-            "observer_dtype": observer_dtype,
-            "observer_batch_statistics": observer_batch_statistics,
-            "observer_chunk": observer_chunk,
-            "attach": attach,
-        }
-        self._accumulation_steps = accumulation_steps
-        self._attach = attach
-        self._trains_on_held = selection_dataset is None
-        self._settings = {
-            "strategy": type(strategy).__name__,
-            **{f"strategy.{k}": v for k, v in dataclasses.asdict(cast(Any, strategy)).items()},
-            "budget": budget,
-            "batch_size": batch_size,
-            "accumulation_steps": accumulation_steps,
-            "seed": seed,
-            "selection_dataset": selection_dataset is not None,
-            "observer_transform": observer_transform is not None,
-            "observer_model": observer_model is not None,
-            "observer_dtype": None if observer_dtype is None else str(observer_dtype),
-            "observer_batch_statistics": observer_batch_statistics,
-            "observer_chunk": observer_chunk,
-        }
-        self._length = _epoch_length(len(train_loader), budget, accumulation_steps)
+        self._length = epoch_length(len(train_loader), options.budget, options.accumulation_steps)
 
-        self._plan_generator = torch.Generator().manual_seed(seed)
-        self._view_generator = torch.Generator().manual_seed(seed + 1)
-        self.observer = Observer(model, loss_fn, head=head, dtype=observer_dtype)
-        cheaper = None
-        if (
-            observer_model is not None
-            or observer_transform is not None
-            or observer_batch_statistics
-        ):
-            cheaper = Observer(
-                model if observer_model is None else observer_model,
-                loss_fn,
-                head=head if observer_model is None else None,
-                dtype=observer_dtype,
-                transform=observer_transform,
-                batch_statistics=observer_batch_statistics,
-            )
-        self.history = History(batch_size * accumulation_steps, self.observer.device)
-        self._reader = Reader(train_loader)
-        known_labels = torch.full((self._dataset_length,), UNKNOWN_CLASS)
-        if labels is not None:
-            known_labels.copy_(labels)
-        if selection_dataset is not None and len(selection_dataset) != self._dataset_length:
-            raise ValueError(
-                f"selection_dataset must have the examples of the dataset, {self._dataset_length}; "
-                f"it has {len(selection_dataset)}."
-            )
-        self._examples = ObservedExamples(
-            self._reader if selection_dataset is None else Reader(train_loader, selection_dataset),
+        self._plan_generator = torch.Generator().manual_seed(options.seed)
+        self._view_generator = torch.Generator().manual_seed(options.seed + 1)
+        self.observer = Observer(model, loss_fn, head=head, dtype=look.dtype)
+        self.history = History(batch_size * options.accumulation_steps, self.observer.device)
+        known_labels = torch.full((length,), UNKNOWN_CLASS)
+        if options.labels is not None:
+            known_labels.copy_(cast(Tensor, options.labels))
+        reader = Reader(train_loader)
+        self._examples = DataView(
+            reader if selection_dataset is None else Reader(train_loader, selection_dataset),
             self.observer,
             self.history,
             self._view_generator,
-            max(batch_size, 128) if observer_chunk is None else observer_chunk,
+            max(batch_size, 128) if look.chunk is None else look.chunk,
             known_labels,
-            cheaper,
+            cheaper_observer(look, model, loss_fn, head),
+        )
+        self._region = OpenRegion(
+            reader, self._examples, self.history, trains_on_held=selection_dataset is None
         )
         self._task = Task(
-            num_examples=self._dataset_length,
+            num_examples=length,
             batch_size=batch_size,
-            batches_per_step=accumulation_steps,
+            batches_per_step=options.accumulation_steps,
             drop_last=train_loader.drop_last,
             generator=self._plan_generator,
-            labels=None if labels is None else known_labels,
-            user_order=functools.partial(_user_order, train_loader),
+            labels=None if options.labels is None else known_labels,
+            user_order=functools.partial(draw_user_order, train_loader),
             batches_per_pass=len(train_loader),
             dataset=train_loader.dataset,
-            exact_losses=cheaper is None,
+            exact_losses=look.is_exact,
         )
-        self._planner = strategy.start(self._task)
-        self._region = Region([])
-        self._seeds: list[int] = []
-        self._cursor = 0  # batches of the region handed out
-        self._stream: Iterator[Any] | None = None
+        self._planner = options.strategy.start(self._task)
+        self._training = ParameterWatch(model)
         self._position = 0  # batches of the epoch handed out
         self._total = 0  # batches of the run handed out
         self._in_epoch = False
         self._resuming = False
-        self._version = -1  # of the parameters when the last batch was handed out
-        self._smallest = torch.empty(0)  # the values of one of them
-        self._untrained = 0  # batches handed out since the parameters last changed
+
+    def __repr__(self) -> str:
+        """Say what is trained on, how much of it, and how it is picked."""
+        options, data = self._options, type(self._train_loader.dataset).__name__
+        return (
+            f"CoresetLoader({self._dataset_length} examples of {data}, {self._length} batches of "
+            f"{options.batch_size} an epoch, budget={options.budget:g}, "
+            f"strategy={options.strategy!r})"
+        )
 
     def __len__(self) -> int:
         """Return the number of batches in a short epoch."""
@@ -299,13 +206,12 @@ class CoresetLoader:
     @property
     def batch_size(self) -> int:
         """Examples in a mini-batch, m."""
-        size: int = self._arguments["batch_size"]
-        return size
+        return self._options.batch_size
 
     @property
     def handed_out(self) -> MiniBatch | None:
         """Examples and weights of the batch that was handed out last, None before the first."""
-        return self._region.batches[self._cursor - 1] if self._cursor else None
+        return self._region.last
 
     @property
     def active(self) -> Tensor:
@@ -376,7 +282,9 @@ class CoresetLoader:
             # A copy: the loop may weight the losses in place, a CUDA graph write over them.
             self._planner.observe(indices, losses.detach().clone())
         if isinstance(self._planner, RemembersGradients):
-            self._planner.remember(indices, _errors(losses, outputs))
+            self._planner.remember(
+                indices, output_gradients(losses, outputs, type(self._options.strategy).__name__)
+            )
 
     def preview(self, count: int) -> list[tuple[MiniBatch, Any]]:
         """Look at the mini-batches that would come next if the parameters stayed as they are.
@@ -399,9 +307,9 @@ class CoresetLoader:
             >>> [float(planned.weights.sum()) for planned, batch in loader.preview(3)]
             [8.0, 8.0, 8.0]
         """
-        branch = CoresetLoader(self._train_loader, self._model, **self._arguments)
+        branch = CoresetLoader(self._train_loader, self._model, **self._options.to_arguments())
         task = dataclasses.replace(branch._task, is_preview=True)
-        branch._planner = self._arguments["strategy"].start(task)
+        branch._planner = self._options.strategy.start(task)
         state = self.state_dict()
         del state["settings"]  # of any type, and the same by construction
         branch.load_state_dict({**copy.deepcopy(state), "settings": branch._settings})
@@ -409,7 +317,7 @@ class CoresetLoader:
         found = []
         with preserved_random_state(self.observer.device), preserved_order(self._train_loader):
             for _ in range(count):
-                branch._untrained = 0  # that nothing is trained is no lag here
+                branch._training.untrained = 0  # that nothing is trained is no lag here
                 planned, batch = branch._fetch()
                 found.append((planned, place(batch, self.observer.device)))
         return found
@@ -454,21 +362,14 @@ class CoresetLoader:
         Returns:
             Tensors and primitives, fit for `torch.load(..., weights_only=True)`.
         """
-        rest = slice(self._cursor, None)
         return {
-            "version": _STATE_VERSION,
+            "version": STATE_VERSION,
             "settings": dict(self._settings),
             "dataset_length": self._dataset_length,
             "position": self._position,
             "in_epoch": self._in_epoch,
             "total": self._total,
-            "region": {
-                "indices": [batch.indices for batch in self._region.batches[rest]],
-                "weights": [batch.weights for batch in self._region.batches[rest]],
-                "seeds": self._seeds[rest],
-                "held": self._region.held,
-                "seeded": self._region.seeded,
-            },
+            "region": self._region.state_dict(),
             "plan_generator": self._plan_generator.get_state(),
             "view_generator": self._view_generator.get_state(),
             "order_generators": [
@@ -493,29 +394,14 @@ class CoresetLoader:
         Raises:
             ValueError: If it comes from another version, data set length or setting; names it.
         """
-        if state.get("version") != _STATE_VERSION:
-            raise ValueError(
-                f"the checkpoint must be of version {_STATE_VERSION}; got {state.get('version')}. "
-                "Continue it with the crest that it was saved with."
-            )
-        _check_same("dataset_length", state["dataset_length"], self._dataset_length)
-        for name in sorted(self._settings.keys() | state["settings"].keys()):
-            _check_same(name, state["settings"].get(name), self._settings.get(name))
+        check_state(state, self._settings, self._dataset_length)
         generators = order_generators(self._train_loader)
-        _check_same("generators of the order", len(state["order_generators"]), len(generators))
+        check_same("generators of the order", len(state["order_generators"]), len(generators))
         self._position = state["position"]
         self._in_epoch = self._resuming = state["in_epoch"]
         self._total = state["total"]
-        region = state["region"]
-        batches = [
-            MiniBatch(indices, weights)
-            for indices, weights in zip(region["indices"], region["weights"], strict=True)
-        ]
-        self._region = Region(batches, held=region["held"], seeded=region["seeded"])
-        self._seeds = list(region["seeds"])
-        self._cursor = 0
-        self._stream = None
-        self._version, self._untrained = -1, 0
+        self._region.load_state_dict(state["region"])
+        self._training.begin_anew()
         self._plan_generator.set_state(state["plan_generator"].cpu())
         self._view_generator.set_state(state["view_generator"].cpu())
         for generator, saved in zip(generators, state["order_generators"], strict=True):
@@ -526,40 +412,19 @@ class CoresetLoader:
 
     def _next_batch(self) -> Any:
         planned, batch = self._fetch()
-        return self._with_weights(batch, planned)
+        return with_weights(batch, planned.weights, planned.indices, self._options.attach)
 
     def _fetch(self) -> tuple[MiniBatch, Any]:
-        self._watch_parameters()
-        if self._cursor == len(self._region.batches):
+        self._training.look()
+        if self._region.is_used_up:
             self._plan()
-        planned, seed = self._region.batches[self._cursor], self._seeds[self._cursor]
-        if self._region.held and self._trains_on_held:
-            batch = self._examples.held_batch(planned.indices, seed)
-        else:
-            with self.history.timed_on_host("data"):
-                batch = self._next_in_stream()
-        self._cursor += 1
+        planned, batch = self._region.fetch()
         self._total += 1
-        self._untrained += 1
-        self.history.steps = math.ceil(self._total / self._accumulation_steps)
+        self._training.untrained += 1
+        self.history.steps = math.ceil(self._total / self._options.accumulation_steps)
         m = len(planned.indices)
         self.history.count("train", forward=m, backward=m)
         return planned, batch
-
-    def _next_in_stream(self) -> Any:
-        if self._stream is None:
-            unseeded = not self._region.seeded and not self._reader.has_workers
-            self._stream = self._reader.stream(
-                [
-                    Request(batch.indices.tolist(), None if unseeded else seed, collate=True)
-                    for batch, seed in zip(
-                        self._region.batches[self._cursor :],
-                        self._seeds[self._cursor :],
-                        strict=True,
-                    )
-                ]
-            )
-        return next(self._stream)
 
     def _plan(self) -> None:
         """Ask the strategy for the next region, now that every step of the last one is taken."""
@@ -570,30 +435,16 @@ class CoresetLoader:
                 "Make a new loader for other data."
             )
         self.history.await_training()
-        step = self._total // self._accumulation_steps
-        self._region = self._planner.next_region(self._examples, step)
-        self._seeds = self._examples.draw_seeds(len(self._region.batches))
-        self._cursor = 0
-        self._stream = None
-        if self._region.held and self._untrained:
+        step = self._total // self._options.accumulation_steps
+        region = self._planner.next_region(self._examples, step)
+        self._region.open(region)
+        if region.held and self._training.untrained:
             self._report_lag()
-        steps = math.ceil(len(self._region.batches) / self._accumulation_steps)
-        self.history.add_record({"step": step, "length": steps, **self._region.record})
-
-    def _watch_parameters(self) -> None:
-        """Count batches handed out since the parameters last changed.
-
-        Optimizers change a parameter's version, or, if they write to `.data`, its values alone.
-        """
-        trainable = [p for p in self._model.parameters() if p.requires_grad]
-        version = sum(parameter._version for parameter in trainable)
-        smallest = min(trainable, key=Tensor.numel, default=torch.empty(0)).detach()
-        if version != self._version or not torch.equal(smallest, self._smallest):
-            self._untrained = 0
-        self._version, self._smallest = version, smallest.clone()
+        steps = math.ceil(len(region.batches) / self._options.accumulation_steps)
+        self.history.add_record({"step": step, "length": steps, **region.record})
 
     def _report_lag(self) -> None:
-        lag = math.ceil(self._untrained / self._accumulation_steps)
+        lag = math.ceil(self._training.untrained / self._options.accumulation_steps)
         if self.history.lag == 0:
             warnings.warn(
                 f"a region was planned before {lag} step(s) on the last one were taken: batches "
@@ -602,140 +453,3 @@ class CoresetLoader:
                 stacklevel=4,
             )
         self.history.lag = max(self.history.lag, lag)
-
-    def _with_weights(self, batch: Any, planned: MiniBatch) -> Any:
-        weights = planned.weights.to(_device(batch))
-        if self._attach is not None:
-            return self._attach(batch, weights, planned.indices)
-        if isinstance(batch, (tuple, list)):
-            return (*batch, weights)
-        if isinstance(batch, MutableMapping):
-            batch = copy.copy(batch)
-            batch["sample_weight"] = weights
-            batch["sample_index"] = planned.indices.to(weights.device)
-            return batch
-        raise TypeError(
-            "batches must be tuples, lists or dicts to take weights; got "
-            f"{type(batch).__name__}. Pass attach=, a function of (batch, weights, indices)."
-        )
-
-
-def _user_order(loader: DataLoader[Any]) -> list[Tensor]:
-    """Draw the batches of an epoch as `for batch in loader` would."""
-    # iter(loader) draws a seed for its workers before the sampler draws its own.
-    torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
-    return [torch.tensor(indices) for indices in cast(Any, loader.batch_sampler)]
-
-
-def _check_arguments(
-    train_loader: DataLoader[Any],
-    strategy: Strategy,
-    budget: float,
-    accumulation_steps: int,
-    labels: Tensor | None,
-) -> int:
-    """Refuse what cannot work, and return the number of examples."""
-    dataset = train_loader.dataset
-    if isinstance(dataset, IterableDataset):
-        raise TypeError(
-            "the dataset must be map-style, with examples by index; got an IterableDataset, "
-            f"{type(dataset).__name__}. Load it into a list or an indexed file first."
-        )
-    if not callable(getattr(strategy, "start", None)) or isinstance(strategy, type):
-        raise TypeError(
-            "strategy must be a strategy of crest, such as crest.Crest(), crest.Craig() or "
-            f"crest.Random(); got {strategy!r}."
-        )
-    length = len(cast(Any, dataset))
-    if length == 0:
-        raise ValueError("the dataset must hold at least one example; got an empty one.")
-    if not 0 < budget <= 1:
-        raise ValueError(
-            f"budget must be in (0, 1], the share of steps to take; got {budget}. "
-            "Write 0.1 for 10 %."
-        )
-    if accumulation_steps < 1:
-        raise ValueError(f"accumulation_steps must be >= 1; got {accumulation_steps}.")
-    if labels is not None:
-        _check_labels(labels, length)
-    if train_loader.batch_sampler is None:
-        raise ValueError(
-            "train_loader must batch its examples; got one with batch_size=None. "
-            "Set batch_size in the DataLoader."
-        )
-    plain = (RandomSampler, SequentialSampler)
-    if not isinstance(strategy, Full) and not isinstance(train_loader.sampler, plain):
-        raise ValueError(
-            "the sampler of train_loader must leave the choice of examples to the strategy; got "
-            f"{type(train_loader.sampler).__name__}. Wrap the examples in torch.utils.data.Subset "
-            "and use shuffle=True."
-        )
-    return length
-
-
-def _check_labels(labels: Tensor, length: int) -> None:
-    if tuple(labels.shape) != (length,):
-        raise ValueError(
-            f"labels must have one class per example, shape ({length},); got {tuple(labels.shape)}."
-        )
-    least = int(labels.to(torch.int64).min())  # not every integer type has a minimum
-    if labels.is_floating_point() or labels.is_complex() or least < 0:
-        what = str(labels.dtype) if labels.is_floating_point() else str(least)
-        raise ValueError(f"labels must be integers from 0, the class of each example; got {what}.")
-
-
-def _errors(losses: Tensor, outputs: Tensor | None) -> Tensor:
-    """Differentiate each loss by its outputs, and leave the graph for `backward()`."""
-    errors, given = None, "none" if outputs is None else type(outputs).__name__
-    if isinstance(outputs, Tensor):
-        given = str(tuple(outputs.shape))
-        if losses.requires_grad and outputs.requires_grad and len(outputs) == len(losses):
-            try:
-                (errors,) = torch.autograd.grad(
-                    losses.sum(), [outputs], retain_graph=True, allow_unused=True
-                )
-            except RuntimeError as error:
-                if "second time" not in str(error):  # else the graph is gone
-                    raise
-    if errors is None:
-        raise ValueError(
-            "RememberedGradients needs the outputs that the losses were computed from, a tensor "
-            f"with one row per example; got {given}. Write loader.observe(losses, outputs) before "
-            "backward()."
-        )
-    return errors
-
-
-def _batch_size(train_loader: DataLoader[Any]) -> int:
-    sampler = train_loader.batch_sampler
-    if type(sampler) is not BatchSampler:
-        raise ValueError(
-            "batch_size must be given for a loader with a batch sampler of its own, "
-            f"{type(sampler).__name__}, in whose place the strategy chooses examples; got None."
-        )
-    return sampler.batch_size
-
-
-def _epoch_length(full_length: int, budget: float, accumulation_steps: int) -> int:
-    """Count the batches of a short epoch: whole groups of accumulation, at least one."""
-    if budget == 1:
-        return full_length
-    steps = math.floor(budget * full_length / accumulation_steps + 0.5)
-    return max(steps, 1) * accumulation_steps
-
-
-def _check_same(name: str, saved: Any, present: Any) -> None:
-    if saved != present:
-        raise ValueError(
-            f"{name} must be that of the checkpoint, {saved!r}; got {present!r}. "
-            "Make the loader with the settings it was saved with."
-        )
-
-
-def _device(batch: Any) -> torch.device:
-    values = batch.values() if isinstance(batch, Mapping) else batch
-    if isinstance(batch, (tuple, list, Mapping)):
-        for value in values:
-            if isinstance(value, Tensor):
-                return value.device
-    return torch.device("cpu")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from crest.observer import seeded
+from crest.randomness import seeded
 
 __all__ = ["Reader", "Request"]
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import crest
-from crest.observer import Observer
+from crest import Look
+from crest.looking.observer import Observer
 from crest.quadratic import gradient_and_hessian_diagonal, rademacher_probes
 from toys import CRITERION, NUM_CLASSES, equal_parameters, make_loader, make_model, make_tensors
 
@@ -23,7 +24,7 @@ def planned(loader, batches=3):
         next(iterator)
         with torch.no_grad():
             next(loader._model.parameters()).add_(0)
-        batch = loader._region.batches[loader._cursor - 1]
+        batch = loader.handed_out
         found.append((batch.indices, batch.weights))
     return found
 
@@ -44,17 +45,17 @@ def halve(batch):
 def test_a_transform_changes_what_is_selected_on_and_not_what_is_trained_on():
     inputs, _ = make_tensors()
     plain = make_loader(SELECTING, model=make_model())
-    cheap = make_loader(SELECTING, model=make_model(), observer_transform=halve)
-    same = make_loader(SELECTING, model=make_model(), observer_transform=lambda batch: batch)
+    cheap = make_loader(SELECTING, model=make_model(), look=Look(transform=halve))
+    same = make_loader(SELECTING, model=make_model(), look=Look(transform=lambda batch: batch))
     assert equal_plans(planned(plain), planned(same))
     assert not equal_plans(planned(plain), planned(cheap))
     handed_out, _, _ = next(iter(cheap))
-    assert torch.equal(handed_out, inputs[cheap._region.batches[cheap._cursor - 1].indices])
+    assert torch.equal(handed_out, inputs[cheap.handed_out.indices])
 
 
 def test_selection_follows_the_observer_model():
     model, other = make_model(0), make_model(1)
-    by_other = make_loader(SELECTING, model=model, observer_model=other)
+    by_other = make_loader(SELECTING, model=model, look=Look(model=other))
     assert equal_plans(planned(by_other), planned(make_loader(SELECTING, model=other)))
     assert not equal_plans(planned(by_other), planned(make_loader(SELECTING, model=model)))
 
@@ -62,7 +63,7 @@ def test_selection_follows_the_observer_model():
 def test_a_cheaper_pass_counts_for_its_share_of_the_operations():
     wide = nn.Sequential(nn.Linear(20, 300), nn.ReLU(), nn.Linear(300, NUM_CLASSES))
     proxy = nn.Linear(20, NUM_CLASSES)
-    loader = make_loader(SELECTING, model=wide, observer_model=proxy, batch_size=16)
+    loader = make_loader(SELECTING, model=wide, look=Look(model=proxy), batch_size=16)
     next(iter(loader))
     share = 20 * NUM_CLASSES / (20 * 300 + 300 * NUM_CLASSES)
     first_pass = 64  # of the model itself, to count its operations
@@ -71,7 +72,7 @@ def test_a_cheaper_pass_counts_for_its_share_of_the_operations():
 
 
 def test_the_pass_that_counts_operations_is_not_weighed_against_the_coresets():
-    loader = make_loader(SELECTING, model=make_model(), observer_transform=halve)
+    loader = make_loader(SELECTING, model=make_model(), look=Look(transform=halve))
     planned(loader, 2)
     first, second = (record["price"] for record in loader.history.records)
     assert first == second == pytest.approx(1 + 64 / 16 / 3)
@@ -79,7 +80,7 @@ def test_the_pass_that_counts_operations_is_not_weighed_against_the_coresets():
 
 def test_the_share_is_counted_once_also_after_resume():
     def make():
-        return make_loader(SELECTING, model=make_model(), observer_model=make_model(1), budget=1)
+        return make_loader(SELECTING, model=make_model(), look=Look(model=make_model(1)), budget=1)
 
     whole, first, second = make(), make(), make()
     planned(whole, 4)
@@ -145,7 +146,7 @@ def test_the_chunk_bounds_a_pass():
     sizes = []
     model = make_model()
     model.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
-    planned(make_loader(SELECTING, model=model, observer_chunk=24), 1)
+    planned(make_loader(SELECTING, model=model, look=Look(chunk=24)), 1)
     assert sizes[-3:] == [22, 21, 21]  # 64 candidates
 
 
@@ -154,18 +155,19 @@ def test_losses_of_a_cheaper_observer_exclude_nobody():
         switch_off=False, subset_size=64, exclusion_interval=1, loss_threshold=1e9
     )
     for observer_model, excludes in ((None, True), (make_model(1), False)):
-        loader = make_loader(strategy, model=make_model(), observer_model=observer_model, budget=1)
+        look = Look(model=observer_model)
+        loader = make_loader(strategy, model=make_model(), look=look, budget=1)
         planned(loader, 5)
         active = loader.history.records[-1]["active"]
         assert (active < 400) == excludes
 
 
 def test_a_quadratic_model_is_refused_beside_a_cheaper_observer():
-    message = re.escape("error_threshold must be 0 and curvature 'none' with observer_transform")
+    message = re.escape("error_threshold must be 0 and curvature 'none' with transform")
     for options in (
-        {"observer_model": make_model(1)},
-        {"observer_transform": halve},
-        {"observer_batch_statistics": True, "model": make_model(norm=True)},
+        {"look": Look(model=make_model(1))},
+        {"look": Look(transform=halve)},
+        {"look": Look(batch_statistics=True), "model": make_model(norm=True)},
     ):
         with pytest.raises(ValueError, match=message):
             make_loader(crest.Crest.paper(subset_size=64), **options)
@@ -176,12 +178,12 @@ def test_a_quadratic_model_is_refused_beside_a_cheaper_observer():
 )
 def test_strategies_that_need_the_model_itself_refuse_a_cheaper_look(strategy):
     with pytest.raises(ValueError, match=f"left out with {type(strategy).__name__}, which looks"):
-        make_loader(strategy, observer_transform=halve)
+        make_loader(strategy, look=Look(transform=halve))
 
 
 def test_an_empty_chunk_is_refused():
-    with pytest.raises(ValueError, match=re.escape("observer_chunk must be >= 1 or None; got 0.")):
-        make_loader(observer_chunk=0)
+    with pytest.raises(ValueError, match=re.escape("chunk must be >= 1 or None; got 0.")):
+        make_loader(look=Look(chunk=0))
 
 
 def test_batch_statistics_are_those_that_training_would_use():
@@ -216,7 +218,7 @@ def test_batch_statistics_leave_dropout_off_and_a_frozen_layer_frozen():
 
 def test_selection_can_follow_batch_statistics():
     running = planned(make_loader(SELECTING, model=make_model(norm=True)))
-    of_batch = make_loader(SELECTING, model=make_model(norm=True), observer_batch_statistics=True)
+    of_batch = make_loader(SELECTING, model=make_model(norm=True), look=Look(batch_statistics=True))
     assert not equal_plans(running, planned(of_batch))
 
 
@@ -224,18 +226,18 @@ def test_passes_are_of_equal_size():
     sizes = []
     model = make_model()
     model.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
-    planned(make_loader(SELECTING, model=model, observer_chunk=63), 1)
+    planned(make_loader(SELECTING, model=model, look=Look(chunk=63)), 1)
     assert sizes[-2:] == [32, 32]  # and not 63 and a single example
 
 
 def test_batch_statistics_need_batch_normalization():
     message = "batch statistics need a model with batch normalization; got Sequential without."
     with pytest.raises(ValueError, match=re.escape(message)):
-        make_loader(SELECTING, model=make_model(), observer_batch_statistics=True)
+        make_loader(SELECTING, model=make_model(), look=Look(batch_statistics=True))
 
 
 def test_the_observer_model_is_left_alone():
     proxy, twin = make_model(1, norm=True), make_model(1, norm=True)
-    planned(make_loader(SELECTING, observer_model=proxy))
+    planned(make_loader(SELECTING, look=Look(model=proxy)))
     assert equal_parameters(proxy, twin)
     assert all(parameter.grad is None for parameter in proxy.parameters())

@@ -77,8 +77,8 @@ def test_labels_of_any_integer_type_are_accepted():
 
 
 def test_a_dtype_by_its_name_is_refused():
-    with pytest.raises(TypeError, match="observer_dtype must be a torch.dtype.*got 'bfloat16'"):
-        make_loader(observer_dtype="bfloat16")
+    with pytest.raises(TypeError, match="dtype must be a torch.dtype.*got 'bfloat16'"):
+        make_loader(look=crest.Look(dtype="bfloat16"))
 
 
 @pytest.mark.parametrize("strategy", [crest.Crest.paper(), crest.GreedyMiniBatch()])

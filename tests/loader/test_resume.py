@@ -193,5 +193,5 @@ def test_a_checkpoint_of_other_data_or_settings_is_refused(options, message):
 
 
 def test_a_checkpoint_of_another_version_is_refused():
-    with pytest.raises(ValueError, match="the checkpoint must be of version 2; got 0"):
+    with pytest.raises(ValueError, match="the checkpoint must be of version 3; got 0"):
         make_loader().load_state_dict({**run_state(), "version": 0})

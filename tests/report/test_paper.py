@@ -7,7 +7,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from crest.experiments.paper import ITEMS, reproduce
+from crest.lab.paper import ITEMS, reproduce
 from crest.report import paper_figure
 from crest.report.paper_figure import plot_item
 from crest.report.paper_table import format_item, title

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from crest.experiments.settings import STRATEGIES
+from crest.lab.run.settings import STRATEGIES
 from crest.report import plot
 from crest.report.plot import plot_comparison
 

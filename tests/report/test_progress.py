@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from crest.experiments.settings import RunSettings
+from crest.lab.run.settings import RunSettings
 from crest.report import progress
 from crest.report.progress import LineProgress, make_progress
 

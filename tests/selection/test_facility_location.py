@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests import reference
 
-from crest.selection import Coreset, _backend, facility_location, last_layer_distances
+from crest.selection import Coreset, facility_location, last_layer_distances
 from crest.selection.facility_location import greedy as plain_greedy
+from crest.selection.kernels import backend
 
 pytestmark = pytest.mark.usefixtures("version")
 
@@ -282,7 +283,8 @@ def test_large_sets_leave_the_matrix_by_themselves(monkeypatch, d):
 
 
 def test_threads_do_not_change_a_pick(monkeypatch):
-    monkeypatch.setattr(importlib.import_module("crest.selection._compiled"), "_WORTH_A_THREAD", 1)
+    kernels = importlib.import_module("crest.selection.kernels.numba_greedy")
+    monkeypatch.setattr(kernels, "_WORTH_A_THREAD", 1)
     gradients = torch.stack([with_duplicates(60, 6, seed) for seed in range(4)])
     errors, inputs = gradients.split(3, dim=2)
     results = []
@@ -298,7 +300,7 @@ def test_threads_do_not_change_a_pick(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 def test_a_fork_does_not_wait_for_threads_of_its_parent(monkeypatch):
-    module = importlib.import_module("crest.selection._compiled")
+    module = importlib.import_module("crest.selection.kernels.numba_greedy")
     monkeypatch.setattr(module, "_WORTH_A_THREAD", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     gradients = torch.stack([make_gradients(30, 6, seed) for seed in range(4)]).numpy()
@@ -393,15 +395,15 @@ def test_result_names_its_fields():
 
 
 def test_without_numba_there_is_one_warning(monkeypatch):
-    monkeypatch.setitem(sys.modules, "crest.selection._compiled", None)
-    monkeypatch.delattr("crest.selection._compiled", raising=False)
-    _backend._compiled.cache_clear()
+    monkeypatch.setitem(sys.modules, "crest.selection.kernels.numba_greedy", None)
+    monkeypatch.delattr("crest.selection.kernels.numba_greedy", raising=False)
+    backend._compiled.cache_clear()
     try:
         with pytest.warns(RuntimeWarning, match="without numba"):
-            assert _backend.compiled_for(GOOD.device) is None
-        assert _backend.compiled_for(GOOD.device) is None  # warnings are errors
+            assert backend.compiled_for(GOOD.device) is None
+        assert backend.compiled_for(GOOD.device) is None  # warnings are errors
     finally:
-        _backend._compiled.cache_clear()
+        backend._compiled.cache_clear()
 
 
 @pytest.mark.filterwarnings("ignore:Please import:DeprecationWarning")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import crest
-from crest.observer import Observer
+from crest.looking.observer import Observer
 from crest.quadratic import flatten
 from crest.selection import last_layer_distances
 from crest.strategies.coresets import relative_gradient_error

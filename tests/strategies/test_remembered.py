@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import crest
 from baselines import M, N, assert_resumes, make_task, make_trained_model, observing
 from crest import RememberedGradients
-from crest.strategies.last_seen import LastSeen
+from crest.watching.memory import LastSeen
 from reference import greedy
 from toys import CRITERION, make_loader, make_model, make_tensors
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from crest.loader import CoresetLoader
-from crest.observer import Observer
+from crest.looking.observer import Observer
 from crest.quadratic import flatten
 from crest.strategies.protocol import MiniBatch
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from crest.experiments.optional import require
-from crest.experiments.paper import Outcome
-from crest.experiments.paper.published import PUBLISHED
+from crest.lab.optional import require
+from crest.lab.paper import Outcome
+from crest.lab.paper.published import PUBLISHED
 from crest.report.paper_table import share_of, title
 
 __all__ = ["plot_item"]

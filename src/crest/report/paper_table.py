@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from crest.experiments.paper import SCALES, Outcome, PaperTask
-from crest.experiments.paper.published import PUBLISHED, SETUPS, STATED
+from crest.lab.paper import SCALES, Outcome, PaperTask
+from crest.lab.paper.published import PUBLISHED, SETUPS, STATED
 
 __all__ = ["format_item", "share_of", "title"]
 

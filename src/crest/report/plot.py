@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from crest.experiments.optional import require
+from crest.lab.optional import require
 from crest.report.summary import group
 
 __all__ = ["log_axis", "plot_comparison"]
@@ -37,7 +37,7 @@ def plot_comparison(records: Iterable[dict[str, Any]], path: str | Path) -> None
     Lines are means over seeds; bands span one standard deviation to either side.
 
     Args:
-        records: See `experiments.training.train`.
+        records: See `lab.run.training.train`.
         path: Image file to write; the suffix names the format.
 
     Raises:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from crest.experiments.comparison import Progress
-from crest.experiments.settings import RunSettings
+from crest.lab.run.comparison import Progress
+from crest.lab.run.settings import RunSettings
 
 __all__ = ["LineProgress", "make_progress"]
 

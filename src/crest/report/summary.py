@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from crest.experiments.comparison import OURS
+from crest.lab.run.comparison import OURS
 
 __all__ = ["Summary", "group", "selected_share", "summarize", "verdict"]
 
@@ -49,7 +49,7 @@ def group(records: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Put the records of each strategy together.
 
     Args:
-        records: See `experiments.training.train`.
+        records: See `lab.run.training.train`.
 
     Returns:
         Records by label, in the order of their first appearance.
@@ -65,7 +65,7 @@ def summarize(records: Iterable[dict[str, Any]]) -> list[Summary]:
     """Average the records of each strategy over seeds.
 
     Args:
-        records: See `experiments.training.train`.
+        records: See `lab.run.training.train`.
 
     Returns:
         One summary for each strategy, in the order of first appearance.
@@ -97,7 +97,7 @@ def verdict(records: Iterable[dict[str, Any]]) -> str:
     level of 5 %, two-sided.
 
     Args:
-        records: See `experiments.training.train`.
+        records: See `lab.run.training.train`.
 
     Returns:
         The words; empty if these or random batches are missing.
@@ -144,7 +144,7 @@ def selected_share(record: dict[str, Any]) -> float:
     """Compute the share of the steps that were taken on coresets.
 
     Args:
-        record: Of a run, see `experiments.training.train`.
+        record: Of a run, see `lab.run.training.train`.
 
     Returns:
         In [0, 1]; 0 for random batches.

@@ -19,7 +19,7 @@ def format_table(records: Iterable[dict[str, Any]]) -> str:
     """Lay out one row for each strategy: means over seeds, accuracy with its spread.
 
     Args:
-        records: See `experiments.training.train`.
+        records: See `lab.run.training.train`.
 
     Returns:
         Lines of equal width, header first.

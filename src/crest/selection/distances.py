@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from crest.selection._backend import compiled_for
+from crest.selection.kernels.backend import compiled_for
 
 __all__ = ["last_layer_distances", "pairwise_distances"]
 

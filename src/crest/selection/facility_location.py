@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple, cast, get_args
 import torch
 from torch import Tensor
 
-from crest.selection._backend import compiled_for
 from crest.selection.distances import (
     MAX_FEATURES_OF_DIFFERENCES,
     distances_of_scaled,
@@ -16,6 +15,7 @@ from crest.selection.distances import (
     scale_down,
 )
 from crest.selection.grid import on_grid
+from crest.selection.kernels.backend import compiled_for
 from crest.selection.large_set import pick_from_large_set
 from crest.selection.per_class import pick_per_class
 

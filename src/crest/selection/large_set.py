@@ -14,12 +14,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from crest.selection._backend import compiled_for
 from crest.selection.distances import (
     CANCELLED,
     MAX_FEATURES_OF_DIFFERENCES,
 )
 from crest.selection.grid import grid_shift
+from crest.selection.kernels.backend import compiled_for
 
 __all__ = ["pick_from_large_set"]
 

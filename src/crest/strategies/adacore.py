@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crest.observer import LastLayerGradients
+from crest.looking.gradients import LastLayerGradients
 from crest.quadratic import SmoothedMoments, gradient_and_hessian_diagonal, rademacher_probes
 from crest.selection import facility_location
 from crest.strategies.protocol import Examples, MiniBatch, Planner, Task

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from crest.observer import LastLayerGradients
+from crest.looking.gradients import LastLayerGradients
 from crest.selection import Coreset, facility_location, last_layer_distances
 from crest.strategies.protocol import Examples, MiniBatch, Task
 

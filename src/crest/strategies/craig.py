@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crest.observer import LastLayerGradients
+from crest.looking.gradients import LastLayerGradients
 from crest.selection import facility_location
 from crest.strategies.protocol import Examples, Planner, Task
 from crest.strategies.subsets import Share, SubsetPlanner, SubsetSettings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from crest.strategies.protocol import Examples, MiniBatch, Planner, Region, Task
 
@@ -17,6 +17,8 @@ class Full:
     With budget 1 training equals a plain loop over that loader bit for bit: the sampler draws from
     the same generators at the same moments.
     """
+
+    keeps_user_order: ClassVar[bool] = True
 
     def start(self, task: Task) -> Planner:
         """Begin the first epoch.

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
-from crest.observer import LastLayerGradients, preserved_order, seeded
+from crest.looking.gradients import LastLayerGradients
+from crest.randomness import preserved_order, seeded
 from crest.strategies.protocol import Examples, Planner, Task
 from crest.strategies.subsets import Share, SubsetPlanner, SubsetSettings
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crest.strategies.last_seen import LastSeen
 from crest.strategies.protocol import Examples, MiniBatch, Planner, Region, Task
+from crest.watching.memory import LastSeen
 
 __all__ = ["LossPruning"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from crest.observer import LastLayerGradients
+from crest.looking.gradients import LastLayerGradients
 
 __all__ = [
     "Examples",
@@ -106,8 +106,8 @@ class Task:
         """
         if not self.exact_losses:
             raise ValueError(
-                "observer_transform, observer_model and observer_batch_statistics must be left "
-                f"out with {strategy}, which looks at the model on its own data; got one of them."
+                "transform, model and batch_statistics of look= must be left out with "
+                f"{strategy}, which looks at the model on its own data; got one of them."
             )
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from crest.pool import Deck
 from crest.selection import facility_location
 from crest.strategies.coresets import resolve_num_candidates, split_subsets
-from crest.strategies.last_seen import LastSeen
 from crest.strategies.protocol import Examples, MiniBatch, Planner, Region, Task
+from crest.watching.memory import LastSeen
 
 __all__ = ["RememberedGradients"]
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from crest.observer import LastLayerGradients
+from crest.looking.gradients import LastLayerGradients
 from crest.pool import UNKNOWN_CLASS, Deck
 from crest.strategies.protocol import Examples, MiniBatch, Region, Task
 

@@ -1,0 +1,3 @@
+"""The command `crest`: one file a command."""
+
+from crest.cli.main import main as main

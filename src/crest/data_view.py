@@ -1,0 +1,386 @@
+"""The data set as strategies see it: held views, fresh views, and what a model makes of them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+
+from crest.history import COMPONENTS, History
+from crest.looking.gradients import LastLayerGradients
+from crest.looking.observer import Observer
+from crest.options import Look
+from crest.pool import UNKNOWN_CLASS
+from crest.reader import Reader, Request, place
+from crest.strategies.protocol import MiniBatch
+
+__all__ = ["DataView", "cheaper_observer"]
+
+Result = TypeVar("Result")
+
+_SEEDS = 2**62  # view seeds are drawn below this
+
+
+class DataView:
+    """Joins reader, observer and history behind the protocol `strategies.protocol.Examples`.
+
+    Attributes:
+        labels: Class of each example, or `pool.UNKNOWN_CLASS`, int64, shape (n,).
+
+    Args:
+        reader: Reads the examples.
+        observer: Looks at the model.
+        history: Is told seconds and passes.
+        generator: CPU generator of view seeds.
+        chunk: Examples in one forward pass and in one request to the reader.
+        labels: As the attribute.
+        cheaper: Looks at last-layer gradients in place of `observer`, if given.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        observer: Observer,
+        history: History,
+        generator: torch.Generator,
+        chunk: int,
+        labels: Tensor,
+        cheaper: Observer | None = None,
+    ) -> None:
+        self.labels = labels
+        self._cheaper = cheaper
+        self._price: float = 1 if cheaper is None else 0  # of an example; 0 before it was counted
+        self._counted_on = 0  # examples of the pass that counted it
+        self._reader = reader
+        self._observer = observer
+        self._history = history
+        self._generator = generator
+        self._chunk = chunk
+        self._indices = torch.empty(0, dtype=torch.int64)
+        self._seeds: list[int] = []
+        self._kept = self._indices
+        self._held: dict[int, Any] = {}
+        self._halved = False
+
+    @property
+    def passes_beside_training(self) -> float:
+        """Passes of single examples that training did not ask for, in forward passes, so far.
+
+        Without the one that counted the operations of the model, which does not come again.
+        """
+        every = sum(self._history.forward_passes(name) for name in COMPONENTS if name != "train")
+        return every - self._counted_on
+
+    def hold(self, indices: Tensor) -> None:
+        """Read one view of each example and keep it until the next call.
+
+        Args:
+            indices: Distinct example indices, int64, shape (k,).
+        """
+        self._indices = self._kept = indices
+        self._held = {}  # before the new come: all views of a data set may be held
+        self._seeds = self.draw_seeds(math.ceil(len(indices) / self._chunk))
+        self._read_held()
+
+    def release(self, keep: Tensor) -> None:
+        """Forget held views but those of `keep`, int64, shape (j,)."""
+        self._kept = keep
+        self._held = {index: self._held[index] for index in keep.tolist()}
+
+    def share_views(self, other: DataView) -> None:
+        """Hold what another one of the same data set and state holds, instead of reading it again.
+
+        Args:
+            other: Whose views to take; they stay its own, too.
+        """
+        self._held = other._held
+
+    def last_layer_gradients(self, indices: Tensor) -> LastLayerGradients:
+        """Observe held views.
+
+        Args:
+            indices: Example indices, int64, shape (k,).
+
+        Returns:
+            Losses and gradients in the order of `indices`.
+        """
+        parts = self._observe(self._gradients, self._views(), indices)
+        for part, some in parts:
+            self._check_losses(part.losses, some)
+        return LastLayerGradients.concatenate([part for part, _ in parts])
+
+    def outside_gradients(self, loader: DataLoader[Any], indices: Tensor) -> LastLayerGradients:
+        """Observe examples that are not of this data set, such as those of a validation loader.
+
+        Args:
+            loader: Gives the dataset, collate_fn and workers.
+            indices: Example indices in its dataset, int64, shape (k,).
+
+        Returns:
+            Losses and gradients in the order of `indices`.
+        """
+        chunks = indices.split(self._chunk)
+        requests = [
+            Request(some.tolist(), seed, collate=True)
+            for some, seed in zip(chunks, self.draw_seeds(len(chunks)), strict=True)
+        ]
+        parts = []
+        for some, batch in zip(chunks, Reader(loader).stream(requests), strict=True):
+            part = self._gradients(place(batch, self._observer.device))
+            self._check_losses(part.losses, some)
+            parts.append(part)
+        return LastLayerGradients.concatenate(parts)
+
+    def fresh_losses(self, indices: Tensor) -> Tensor:
+        """Read new views and measure their losses.
+
+        Args:
+            indices: Distinct example indices, int64, shape (k,).
+
+        Returns:
+            Losses on the CPU, shape (k,), float32.
+        """
+        items = self._read(indices, self.draw_seeds(math.ceil(len(indices) / self._chunk)))
+        return self._losses(items, indices)
+
+    def held_losses(self, indices: Tensor) -> Tensor:
+        """Measure the losses of held views.
+
+        Args:
+            indices: Held example indices, int64, shape (k,).
+
+        Returns:
+            Losses on the CPU, shape (k,), float32.
+        """
+        return self._losses(self._views(), indices)
+
+    @contextmanager
+    def weighted_loss(self, batch: MiniBatch, num_probes: int, scope: str) -> Iterator[Tensor]:
+        """Give the weighted mean loss of a held batch, with a graph for two derivatives.
+
+        Args:
+            batch: A mini-batch of held examples.
+            num_probes: Hessian products that will be taken, for the books.
+            scope: Parameters that it will be differentiated by, as in `parameters`. Derivatives by
+                the last layer alone count for nothing beside the forward pass.
+
+        Yields:
+            Scalar, sum of weight times loss over m.
+        """
+        k = len(batch.indices)
+        self._history.count("quadratic", forward=k)
+        if scope != "head":
+            self._history.count("quadratic", backward=k, hessian=num_probes * k)
+        collated = self._batch(self._views(), batch.indices)
+        with self._observer.differentiable_losses(collated, scope) as losses:
+            yield (losses * batch.weights.to(losses)).sum() / k
+
+    def parameters(self, scope: str) -> list[nn.Parameter]:
+        """List the parameters of a scope, see `Observer.parameters`.
+
+        Args:
+            scope: `"trainable"` or `"head"`.
+
+        Returns:
+            Parameters that require grad.
+        """
+        batch = None
+        if scope == "head" and not self._observer.has_head:
+            batch = self._batch(self._views(), self._kept[: self._chunk])
+        return self._observer.parameters(scope, batch)
+
+    def timed(self, component: str) -> AbstractContextManager[None]:
+        """Book the seconds spent inside under a component of the history.
+
+        Args:
+            component: One of `history.COMPONENTS`.
+
+        Returns:
+            A context manager.
+        """
+        return self._history.timed(component)
+
+    def held_batch(self, indices: Tensor, seed: int) -> Any:
+        """Collate held views for training.
+
+        Args:
+            indices: Held example indices, int64, shape (m,).
+            seed: Seeds a collate function that draws at random.
+
+        Returns:
+            The batch, where the dataset put it.
+        """
+        views = self._views()
+        with self._history.timed_on_host("data"):
+            return self._reader.collate([views[index] for index in indices.tolist()], seed)
+
+    def draw_seeds(self, count: int) -> list[int]:
+        """Draw seeds for `count` requests.
+
+        Args:
+            count: How many.
+
+        Returns:
+            Integers in [0, 2**62).
+        """
+        seeds: list[int] = torch.randint(_SEEDS, (count,), generator=self._generator).tolist()
+        return seeds
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return which views are held: they are read again, not stored."""
+        return {
+            "indices": self._indices,
+            "seeds": list(self._seeds),
+            "kept": self._kept,
+            "labels": self.labels.clone(),
+            "price": self._price,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned; held views are read when first needed."""
+        self._indices = state["indices"]
+        self._seeds = list(state["seeds"])
+        self._kept = state["kept"]
+        self.labels.copy_(state["labels"])
+        self._price = state["price"]
+        self._held = {}
+
+    def _views(self) -> dict[int, Any]:
+        if not self._held and len(self._kept):  # after load_state_dict
+            kept = self._kept
+            self._read_held()
+            self.release(kept)
+        return self._held
+
+    def _losses(self, items: dict[int, Any], indices: Tensor) -> Tensor:
+        self._history.count("check", forward=len(indices))
+        parts = self._observe(self._observer.losses, items, indices)
+        for losses, some in parts:
+            self._check_losses(losses, some)
+        return torch.cat([losses for losses, _ in parts]).cpu()
+
+    def _gradients(self, batch: Any) -> LastLayerGradients:
+        if not self._price:
+            self._price = self._count_price(batch)
+        gradients = (self._cheaper or self._observer).last_layer_gradients(batch)
+        self._history.count("features", forward=self._price * len(gradients.losses))
+        return gradients
+
+    def _count_price(self, batch: Any) -> float:
+        """Count what one example costs the cheaper observer, in forward passes of the model."""
+        assert self._cheaper is not None
+        flops = []
+        for observer in (self._cheaper, self._observer):
+            with FlopCounterMode(display=False) as counter:
+                losses = observer.losses(batch)
+            flops.append(counter.get_total_flops())
+        self._history.count("features", forward=len(losses))
+        self._counted_on = len(losses)
+        return flops[0] / flops[1] if all(flops) else 1.0
+
+    def _observe(
+        self, look: Callable[[Any], Result], items: dict[int, Any], indices: Tensor
+    ) -> list[tuple[Result, Tensor]]:
+        """Look at examples in equal chunks; one too large for the memory is halved once."""
+        parts: list[tuple[Result, Tensor]] = []
+        left = indices
+        while len(left):
+            most = self._chunk // (2 if self._halved else 1)
+            some = left[: math.ceil(len(left) / math.ceil(len(left) / most))]
+            try:
+                parts.append((look(self._batch(items, some)), some))
+            except torch.OutOfMemoryError:
+                if self._halved or len(some) < 2:
+                    raise
+                self._halved = True
+                warnings.warn(
+                    f"a forward pass of {len(some)} examples ran out of memory; from now on "
+                    f"passes hold {self._chunk // 2}.",
+                    ResourceWarning,
+                    stacklevel=2,
+                )
+                continue
+            left = left[len(some) :]
+        return parts
+
+    def _read_held(self) -> None:
+        self._held = self._read(self._indices, self._seeds)
+
+    def _read(self, indices: Tensor, seeds: list[int]) -> dict[int, Any]:
+        with self._history.timed("data"):
+            items = self._reader.items(indices, seeds, self._chunk)
+        unknown = indices[self.labels[indices] == UNKNOWN_CLASS]
+        found = [_label(items[index]) for index in unknown.tolist()]
+        self.labels[unknown] = torch.tensor(found, dtype=torch.int64)
+        return items
+
+    def _batch(self, items: dict[int, Any], indices: Tensor) -> Any:
+        with self._history.timed("data"):
+            numbers = indices.tolist()
+            batch = self._reader.collate([items[index] for index in numbers], seed=numbers[0])
+            return place(batch, self._observer.device)
+
+    def _check_losses(self, losses: Tensor, indices: Tensor) -> None:
+        if len(losses) != len(indices):
+            raise ValueError(
+                f"loss_fn must return one loss per example, shape ({len(indices)},); got "
+                f"{tuple(losses.shape)}. Take the mean over the other dimensions."
+            )
+        finite = torch.isfinite(losses).cpu()
+        if not finite.all():
+            bad = (~finite).nonzero().squeeze(1)
+            raise ValueError(
+                f"losses must be finite; got {float(losses[bad[0]])} at step {self._history.steps} "
+                f"for examples {indices[bad][:10].tolist()}. Lower the learning rate, add a "
+                "warm-up, or look at these examples."
+            )
+
+
+def _label(item: Any) -> int:
+    """Find the class of an item, the second of a pair or the label of a mapping, if any."""
+    label: Any = None
+    if isinstance(item, (tuple, list)) and len(item) == 2:
+        label = item[1]
+    elif isinstance(item, Mapping):
+        label = item.get("labels", item.get("label"))
+    on_device = isinstance(label, Tensor) and label.device.type != "cpu"  # would be waited for
+    if isinstance(label, (Tensor, np.ndarray, np.generic)) and not on_device:
+        label = label.item() if math.prod(label.shape) == 1 else None
+    return int(label) if isinstance(label, int) else UNKNOWN_CLASS
+
+
+def cheaper_observer(
+    look: Look,
+    model: nn.Module,
+    loss_fn: Callable[..., Tensor],
+    head: nn.Module | str | None,
+) -> Observer | None:
+    """Make what looks at last-layer gradients, if that is not the model on its data.
+
+    Args:
+        look: How to look.
+        model: The model that is trained.
+        loss_fn: One loss per example.
+        head: The last layer of that model or its name, if known.
+
+    Returns:
+        The observer, or None where the look is exact.
+    """
+    if look.is_exact:
+        return None
+    return Observer(
+        model if look.model is None else look.model,
+        loss_fn,
+        head=head if look.model is None else None,
+        dtype=look.dtype,
+        transform=look.transform,
+        batch_statistics=look.batch_statistics,
+    )

@@ -1,0 +1,1 @@
+"""Data sets as arrays or texts, and their random views."""

@@ -1,0 +1,130 @@
+"""Networks for rows of tokens, by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from crest.checks import check_choice
+from crest.lab.optional import require
+
+__all__ = ["TEXT_NETWORKS", "build_text_network", "check_weights"]
+
+TEXT_NETWORKS = ("bag", "roberta")
+
+_WIDTH = 128  # of word vectors and hidden layer
+_TOKENIZER_FILES = ("vocab.json", "merges.txt")
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def build_text_network(
+    name: str,
+    *,
+    num_classes: int,
+    vocabulary_size: int,
+    padding: int,
+    separator: int,
+    weights: Path | None = None,
+) -> nn.Module:
+    """Make a network with new weights from torch's global generator, or with pre-trained ones.
+
+    Args:
+        name: `"bag"`, mean word vectors of both sentences and one hidden layer, or `"roberta"`,
+            the paper's network for SNLI, whose last layers alone are new.
+        num_classes: Outputs c.
+        vocabulary_size: Token numbers are below this.
+        padding: The token that fills.
+        separator: The token between the two sentences of a pair.
+        weights: Folder of the pre-trained network, needed for `"roberta"`.
+
+    Returns:
+        A module from tokens (m, length) to logits (m, c), whose last layer is linear.
+
+    Raises:
+        FileNotFoundError: If pre-trained files are missing; says which and where they come from.
+        ImportError: If `"roberta"` lacks the package transformers.
+        ValueError: If the name is unknown, or network and tokens do not belong together.
+    """
+    check_choice("network for text", name, TEXT_NETWORKS)
+    if (name == "roberta") is not (weights is not None):
+        raise ValueError(
+            f"network and tokens must belong together; got {name} and tokens of "
+            f"{'words' if weights is None else weights}."
+        )
+    if weights is not None:
+        return _Roberta(weights, num_classes, padding)
+    return _Bag(num_classes, vocabulary_size, padding, separator)
+
+
+def check_weights(folder: Path) -> None:
+    """See that a folder holds RoBERTa as published.
+
+    Args:
+        folder: Such as DIR/roberta-base.
+
+    Raises:
+        FileNotFoundError: If files are missing; says which and where they come from.
+    """
+    missing = [name for name in ("config.json", *_TOKENIZER_FILES) if not (folder / name).is_file()]
+    if not any((folder / name).is_file() for name in _WEIGHT_FILES):
+        missing.append(" or ".join(_WEIGHT_FILES))
+    if missing:
+        raise FileNotFoundError(
+            f"roberta needs the files {', '.join(missing)}; looked in {folder}. Get them from "
+            "https://huggingface.co/FacebookAI/roberta-base (nothing is downloaded here) and name "
+            f"the folder that holds {folder.name} with --data-dir."
+        )
+
+
+class _Bag(nn.Module):
+    """Mean word vectors u and v of both sentences; a hidden layer sees u, v, |u - v| and u v."""
+
+    def __init__(
+        self, num_classes: int, vocabulary_size: int, padding: int, separator: int
+    ) -> None:
+        super().__init__()
+        self._padding = padding
+        self._separator = separator
+        self.words = nn.Embedding(vocabulary_size, _WIDTH)
+        self.hidden = nn.Linear(4 * _WIDTH, _WIDTH)
+        self.head = nn.Linear(_WIDTH, num_classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens (m, length) to logits (m, c)."""
+        separators = tokens == self._separator
+        is_word = (tokens != self._padding) & ~separators
+        in_second = separators.cumsum(1) > 0
+        vectors = self.words(tokens)
+        means = []
+        for mask in (is_word & ~in_second, is_word & in_second):
+            total = (vectors * mask.unsqueeze(2)).sum(1)
+            means.append(total / mask.sum(1, keepdim=True).clamp_min(1))
+        first, second = means
+        features = torch.cat([first, second, (first - second).abs(), first * second], dim=1)
+        logits: Tensor = self.head(functional.relu(self.hidden(features)))
+        return logits
+
+
+class _Roberta(nn.Module):
+    """RoBERTa for classification, from a local folder."""
+
+    def __init__(self, folder: Path, num_classes: int, padding: int) -> None:
+        super().__init__()
+        check_weights(folder)
+        transformers = require("transformers", "roberta", extra="text")
+        self._padding = padding
+        self.encoder = transformers.AutoModelForSequenceClassification.from_pretrained(
+            str(folder), num_labels=num_classes, local_files_only=True
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens (m, length) to logits (m, c)."""
+        is_token = tokens != self._padding
+        length = int(is_token.sum(1).max())  # the longest text of the batch
+        logits: Tensor = self.encoder(
+            input_ids=tokens[:, :length].long(), attention_mask=is_token[:, :length].long()
+        ).logits
+        return logits

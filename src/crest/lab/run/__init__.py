@@ -1,0 +1,1 @@
+"""One training run, several of them, and their records."""

@@ -1,0 +1,213 @@
+"""Several runs on one data set: finished ones are kept, the one under way goes on if stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from crest.lab.data.protocol import LabelledData
+from crest.lab.run.checkpoint import Checkpoint, Paused
+from crest.lab.run.diagnosis import check_diagnostics
+from crest.lab.run.results import Results
+from crest.lab.run.settings import RunSettings
+from crest.lab.run.training import check, count_steps, train
+
+__all__ = ["OURS", "Progress", "check_runs", "compare", "lacks", "train_and_keep"]
+
+OURS = ("crest", "crest_paper", "remembered")  # whose seconds random batches are given
+
+
+class Progress(Protocol):
+    """Is told how far a comparison is."""
+
+    def plan(self, steps: Iterable[int]) -> None:
+        """Hear of runs to come, and the steps of each."""
+        ...
+
+    def begin(self, settings: RunSettings, steps: int) -> None:
+        """Hear that a run starts, and of its steps."""
+        ...
+
+    def advance(self, step: int) -> None:
+        """Hear that the run has taken so many steps."""
+        ...
+
+    def finish(self, record: dict[str, Any], *, kept: bool) -> None:
+        """Hear the record of a run, finished now or kept from before."""
+        ...
+
+    def fail(self, settings: RunSettings, error: ValueError) -> None:
+        """Hear that a run has no record, and why; others go on."""
+        ...
+
+
+def compare(
+    plan: Sequence[RunSettings],
+    data: LabelledData,
+    results: Results,
+    progress: Progress,
+    *,
+    time_matched: bool = False,
+    diagnostics: Sequence[str] = (),
+) -> tuple[list[dict[str, Any]], int]:
+    """Train each run of a plan unless its record is there already.
+
+    Args:
+        plan: Runs in order.
+        data: Train and test examples.
+        results: Takes each record as soon as its run is finished.
+        progress: Is told how far it is.
+        time_matched: Add, for each seed, a run of random batches whose schedule is stretched to
+            the steps that random batches take in the seconds that CREST took (the first of
+            `"crest"`, `"crest_paper"` and `"remembered"` in the plan).
+        diagnostics: What else to measure, see `train`. A run whose record lacks one of them is
+            trained again, and its record replaced.
+
+    Returns:
+        The records of the plan, then those of equal time; and how many runs have none, as they
+        failed: those that diverged.
+
+    Raises:
+        ValueError: If `time_matched` and the plan lacks a strategy it needs, a diagnostic is
+            unknown, or a run cannot start: before the first is trained. Or if the only run fails.
+    """
+    check_diagnostics(diagnostics)
+    if time_matched:
+        planned = {settings.strategy for settings in plan}
+        if "random" not in planned or not planned & set(OURS):
+            raise ValueError(
+                "equal time needs the strategies random and crest, crest_paper or remembered; "
+                f"the plan has {', '.join(sorted(planned))}."
+            )
+    keys = _run_all(plan, data, results, progress, diagnostics, raises=len(plan) == 1)
+    if time_matched:
+        equal_time = _plan_equal_time(plan, data, results)
+        keys += _run_all(equal_time, data, results, progress, diagnostics)
+    records = [record for key in keys if (record := results.find(key)) is not None]
+    return records, len(keys) - len(records)
+
+
+def _run_all(
+    plan: Sequence[RunSettings],
+    data: LabelledData,
+    results: Results,
+    progress: Progress,
+    diagnostics: Sequence[str],
+    *,
+    raises: bool = False,
+) -> list[dict[str, Any]]:
+    """Train what is not there yet, and return what to look the records up by."""
+    keys = [settings.to_record(data.fingerprint) for settings in plan]
+    left = [
+        settings
+        for settings, key in zip(plan, keys, strict=True)
+        if lacks(results.find(key), diagnostics)
+    ]
+    check_runs(left, data)
+    progress.plan(count_steps(settings, data) for settings in left)
+    for settings, key in zip(plan, keys, strict=True):
+        if settings in left:
+            try:
+                train_and_keep(settings, data, results, progress, diagnostics)
+            except ValueError as error:
+                if raises:
+                    raise
+                progress.fail(settings, error)
+        else:
+            record = results.find(key)
+            assert record is not None
+            progress.finish(record, kept=True)
+    return keys
+
+
+def check_runs(plan: Sequence[RunSettings], data: LabelledData) -> None:
+    """Refuse what would stop a run before its first step, such as too small a data set.
+
+    Args:
+        plan: Runs; those of the first seed are looked at.
+        data: Train and test examples.
+
+    Raises:
+        ValueError: If a run cannot start.
+    """
+    for settings in plan:
+        if settings.seed == plan[0].seed:
+            check(settings, data)
+
+
+def train_and_keep(
+    settings: RunSettings,
+    data: LabelledData,
+    results: Results,
+    progress: Progress,
+    diagnostics: Sequence[str],
+    *,
+    deadline: float = math.inf,
+) -> None:
+    """Train a run, from where it was stopped if it was, and keep its record.
+
+    While the run is under way, its state is saved every two minutes beside the results.
+
+    Args:
+        settings: Of the run.
+        data: Train and test examples.
+        results: Takes the record.
+        progress: Hears the steps and the record.
+        diagnostics: What else to measure, beside what an older record of the run has.
+        deadline: When to save and pause, in the seconds of `time.monotonic`.
+
+    Raises:
+        Paused: If the deadline is past.
+    """
+    key = settings.to_record(data.fingerprint)
+    wanted = _to_measure(results.find(key), diagnostics)
+    digest = hashlib.sha256(json.dumps([key, wanted], sort_keys=True).encode()).hexdigest()
+    file = results.path.parent / "under-way" / f"{digest[:16]}.pt"
+    checkpoint = Checkpoint(file, deadline=deadline)
+    if checkpoint.time_is_up:
+        raise Paused
+    progress.begin(settings, count_steps(settings, data))
+    record = results.add(
+        train(settings, data, on_step=progress.advance, diagnostics=wanted, checkpoint=checkpoint)
+    )
+    checkpoint.remove()
+    progress.finish(record, kept=False)
+
+
+def lacks(record: dict[str, Any] | None, diagnostics: Sequence[str]) -> bool:
+    """Tell whether a run must be trained, for its record or for a diagnostic."""
+    return record is None or not set(diagnostics) <= set(_measured(record))
+
+
+def _to_measure(record: dict[str, Any] | None, diagnostics: Sequence[str]) -> list[str]:
+    """Name what a run must measure: what is asked for, and what its older record has."""
+    return sorted({*diagnostics, *_measured(record)})
+
+
+def _measured(record: dict[str, Any] | None) -> list[str]:
+    """Name the diagnostics of a record; those before there were any have none."""
+    return [] if record is None else list(record.get("diagnostics", {}))
+
+
+def _plan_equal_time(
+    plan: Sequence[RunSettings], data: LabelledData, results: Results
+) -> list[RunSettings]:
+    """Stretch each random run to the seconds that CREST took with the same seed."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for settings in plan:
+        record = results.find(settings.to_record(data.fingerprint))
+        if record is not None:
+            found[settings.strategy, settings.seed] = record
+    matched = next(settings.strategy for settings in plan if settings.strategy in OURS)
+    equal_time = []
+    for settings in plan:
+        crest = found.get((matched, settings.seed))
+        random = found.get(("random", settings.seed))
+        if settings.strategy == "random" and crest and random:
+            steps = round(random["steps"] * crest["seconds"] / random["seconds"])
+            equal_time.append(dataclasses.replace(settings, num_steps=max(steps, 1)))
+    return equal_time

@@ -1,0 +1,177 @@
+"""Records of finished runs in a JSON file that is never half written."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Results"]
+
+_KEYS = {
+    *("strategy", "seed", "equal_time", "settings", "steps", "accuracy", "accuracy_gap"),
+    *("seconds", "cost", "overhead", "curve"),
+}
+
+# What settings were before records told of them.
+_UNTOLD = {"optimizer": "sgd"}
+
+# Runs that differ in these alone are compared with the same full run.
+_STRATEGY_KEYS = ("strategy", "strategy_settings", "budget", "num_steps")
+
+
+class Results:
+    """A JSON list of records, one line each, kept in step with a file.
+
+    Attributes:
+        path: The file.
+        records: One dict for each finished run, see `lab.run.training.train`; with
+            `accuracy_gap`, |accuracy - a| / a as a fraction for the accuracy a of the full run
+            with the same seed and settings, None while there is none.
+
+    Args:
+        path: The file; it may not exist yet.
+
+    Raises:
+        ValueError: If the file is there but holds something else; it is left as it is.
+
+    Example:
+        >>> Results("no/such/results.json").records
+        []
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.records = self._read()
+
+    def read_again(self) -> None:
+        """Take in what others wrote to the file."""
+        self.records = self._read()
+
+    def find(self, settings: dict[str, Any]) -> dict[str, Any] | None:
+        """Look up a finished run.
+
+        Records of an older version lack newer fields: one that is None is as good as none.
+
+        Args:
+            settings: As in the record.
+
+        Returns:
+            The record, or None.
+        """
+        wanted = _told(settings)
+        return next((some for some in self.records if _told(some["settings"]) == wanted), None)
+
+    def add(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Write a record to the file, beside what others wrote there meanwhile.
+
+        Args:
+            record: Primitives only; an older record of the same settings goes.
+
+        Returns:
+            The record as the file gives it back.
+        """
+        plain: dict[str, Any] = json.loads(json.dumps(_finite(record), allow_nan=False))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(self.path.parent):
+            self._replace(plain)
+        return plain
+
+    def _replace(self, plain: dict[str, Any]) -> None:
+        settings = _told(plain["settings"])
+        others = [other for other in self._read() if _told(other["settings"]) != settings]
+        self.records = [*others, plain]
+        _set_gaps(self.records)  # a full run gives earlier records their gap, too
+        lines = ",\n".join(json.dumps(record) for record in self.records)
+        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(f"[\n{lines}\n]\n")
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self.path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        try:
+            records = json.loads(self.path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(self._complaint(f"it is no JSON: {error}")) from error
+        if not isinstance(records, list):
+            raise ValueError(self._complaint(f"it is a {type(records).__name__}"))
+        for number, record in enumerate(records):
+            missing = _KEYS - record.keys() if isinstance(record, dict) else _KEYS
+            if missing:
+                raise ValueError(
+                    self._complaint(f"entry {number} lacks {', '.join(sorted(missing))}")
+                )
+        return records
+
+    def _complaint(self, reason: str) -> str:
+        return (
+            f"{self.path} must be a list of finished runs; {reason}. It was left as it is: "
+            "move it away, or name another folder with --out."
+        )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process writes; a lock ends with its process. Windows goes without."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _set_gaps(records: list[dict[str, Any]]) -> None:
+    full = {
+        _task_key(record): record["accuracy"] for record in records if record["strategy"] == "full"
+    }
+    for record in records:
+        accuracy = full.get(_task_key(record))
+        record["accuracy_gap"] = abs(record["accuracy"] - accuracy) / accuracy if accuracy else None
+
+
+def _task_key(record: dict[str, Any]) -> str:
+    settings = _told(record["settings"]).items()
+    return json.dumps({k: v for k, v in settings if k not in _STRATEGY_KEYS}, sort_keys=True)
+
+
+def _told(settings: dict[str, Any]) -> dict[str, Any]:
+    """Bring settings of any version to one form."""
+    return _given(_UNTOLD | settings)
+
+
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what is None."""
+    return {
+        name: _given(value) if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if value is not None
+    }
+
+
+def _finite(value: Any) -> Any:
+    """Replace infinities and NaN, which JSON does not know, by None."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,287 @@
+"""What defines a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from crest.checks import check_choice
+from crest.lab.data.datasets import DATASETS, TEXT_DATASETS
+from crest.lab.networks.text import TEXT_NETWORKS
+from crest.lab.networks.vision import NETWORKS
+from crest.strategies import (
+    AdaCore,
+    Craig,
+    Crest,
+    Full,
+    Glister,
+    GradMatch,
+    GreedyMiniBatch,
+    LossPruning,
+    Random,
+    RememberedGradients,
+    SelectiveBackprop,
+    Strategy,
+)
+
+__all__ = [
+    "AUTOCAST",
+    "COMPILE_MODES",
+    "OPTIMIZERS",
+    "STRATEGIES",
+    "VALIDATION_FRACTION",
+    "RunSettings",
+    "build_strategy",
+]
+
+# The schedule of "sgd_dagger" is that of full training, see `RunSettings.count_schedule_steps`.
+STRATEGIES: dict[str, type[Any]] = {
+    "crest": Crest,
+    "crest_paper": Crest,
+    "greedy": GreedyMiniBatch,
+    "craig": Craig,
+    "grad_match": GradMatch,
+    "glister": Glister,
+    "adacore": AdaCore,
+    "loss_pruning": LossPruning,
+    "selective_backprop": SelectiveBackprop,
+    "remembered": RememberedGradients,
+    "random": Random,
+    "sgd_dagger": Random,
+    "full": Full,
+}
+
+OPTIMIZERS = ("sgd", "adamw")
+
+AUTOCAST = ("bfloat16",)  # float16 would need its losses scaled
+
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")  # of torch.compile
+
+VALIDATION_FRACTION = 0.1  # of the train images; glister looks at these and trains on the others
+
+# Fields of a strategy that are those of the run, unless an option says otherwise.
+_FOLLOWED = {"subset_fraction": "budget", "lr": "lr"}
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything that one training run depends on, but the pixels.
+
+    Args:
+        data: One of `lab.data.datasets.DATASETS`.
+        network: One of `lab.networks.vision.NETWORKS`, or for text of
+            `lab.networks.text.TEXT_NETWORKS`.
+        strategy: One of `STRATEGIES`.
+        seed: Of the first weights, the order and the views, >= 0.
+        budget: Share of the full steps, in (0, 1]; `"full"` always takes them all.
+        epochs: Epochs of full training, >= 1.
+        batch_size: m, >= 1.
+        lr: Peak learning rate, > 0.
+        weight_decay: >= 0.
+        momentum: In [0, 1), of `"sgd"`.
+        optimizer: `"sgd"` with warm-up and two drops of the learning rate, or `"adamw"` with a
+            constant one.
+        augment: Whether to shift and mirror train images.
+        evaluations: How often test accuracy is measured, >= 1.
+        device: `"cpu"`, `"cuda"` or the like.
+        threads: Threads that torch computes with.
+        strategy_options: Fields of the strategy that are not at their default.
+        num_steps: N, in place of the budget's share: a run for equal time.
+        autocast: Dtype of `torch.autocast` for all passes, one of `AUTOCAST`. None: float32
+            throughout.
+        compile: Mode of `torch.compile` for the pass of training, one of `COMPILE_MODES`;
+            `"reduce-overhead"` takes CUDA graphs on a GPU. None: not compiled.
+
+    Raises:
+        ValueError: If a name is unknown or a value out of its range.
+    """
+
+    data: str
+    network: str
+    strategy: str
+    seed: int = 0
+    budget: float = 0.1
+    epochs: int = 20
+    batch_size: int = 128
+    lr: float = 0.1
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    augment: bool = True
+    evaluations: int = 20
+    device: str = "cpu"
+    threads: int = field(default_factory=torch.get_num_threads)
+    strategy_options: Mapping[str, Any] = field(default_factory=dict)
+    num_steps: int | None = None
+    optimizer: str = "sgd"
+    autocast: str | None = None
+    compile: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("data", self.data, DATASETS)
+        check_choice(
+            "network", self.network, TEXT_NETWORKS if self.data in TEXT_DATASETS else [*NETWORKS]
+        )
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        if self.autocast is not None:
+            check_choice("autocast", self.autocast, AUTOCAST)
+        if self.compile is not None:
+            check_choice("compile", self.compile, COMPILE_MODES)
+        check_choice("strategy", self.strategy, STRATEGIES)
+        rules = [
+            ("seed", self.seed >= 0, ">= 0"),
+            ("budget", 0 < self.budget <= 1, "in (0, 1], the share of steps; write 0.1 for 10 %"),
+            ("epochs", self.epochs >= 1, ">= 1"),
+            ("batch_size", self.batch_size >= 1, ">= 1"),
+            ("lr", self.lr > 0, "> 0"),
+            ("weight_decay", self.weight_decay >= 0, ">= 0"),
+            ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
+            ("evaluations", self.evaluations >= 1, ">= 1"),
+            ("threads", self.threads >= 1, ">= 1"),
+            ("num_steps", self.num_steps is None or self.num_steps >= 1, ">= 1"),
+        ]
+        for name, holds, rule in rules:
+            if not holds:
+                raise ValueError(f"{name} must be {rule}; got {getattr(self, name)}.")
+        if self.strategy == "full":
+            object.__setattr__(self, "budget", 1.0)
+        self.make_strategy()
+
+    def count_steps(self, steps_per_epoch: int) -> int:
+        """Compute N, the steps that the whole schedule is compressed into.
+
+        Args:
+            steps_per_epoch: Of full training.
+
+        Returns:
+            N >= 1.
+        """
+        if self.num_steps is not None:
+            return self.num_steps
+        return max(int(self.budget * self.epochs * steps_per_epoch + 0.5), 1)
+
+    def count_schedule_steps(self, steps_per_epoch: int) -> int:
+        """Compute the steps that the learning-rate schedule spans.
+
+        Args:
+            steps_per_epoch: Of full training.
+
+        Returns:
+            N, but for `"sgd_dagger"` the full steps: its run stops before the schedule ends.
+        """
+        if self.strategy == "sgd_dagger":
+            return self.epochs * steps_per_epoch
+        return self.count_steps(steps_per_epoch)
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """Dtype of `torch.autocast`, None for none."""
+        return None if self.autocast is None else getattr(torch, self.autocast)
+
+    def make_strategy(
+        self, *, validation_loader: DataLoader[Any] | None = None, num_steps: int | None = None
+    ) -> Strategy:
+        """Make the strategy of the run, which takes its budget and learning rate if it has such.
+
+        Args:
+            validation_loader: Held-out images for `"glister"`.
+            num_steps: N, once it is known, for `"loss_pruning"`.
+
+        Returns:
+            The strategy.
+        """
+        run = {field: getattr(self, name) for field, name in _FOLLOWED.items()}
+        run["num_steps"] = num_steps
+        known = {field.name for field in dataclasses.fields(STRATEGIES[self.strategy])}
+        options = {name: value for name, value in run.items() if name in known}
+        return build_strategy(
+            self.strategy, options | dict(self.strategy_options), validation_loader
+        )
+
+    def to_record(self, fingerprint: str) -> dict[str, Any]:
+        """List everything that makes two runs the same run.
+
+        Args:
+            fingerprint: Of the data, `ImageData.fingerprint`.
+
+        Returns:
+            Primitives, with every field of the strategy in place of `strategy_options`; for
+            `"glister"` also the share of the train images that is held out.
+        """
+        record = dataclasses.asdict(self)
+        del record["strategy_options"]
+        fields = dataclasses.asdict(self.make_strategy())  # type: ignore[call-overload]
+        if fields.get("num_steps", 0) is None:
+            del fields["num_steps"]  # N, which follows from the rest and the data
+        if self.strategy == "glister":
+            fields["validation_fraction"] = VALIDATION_FRACTION
+        # As JSON gives it back: lists for tuples.
+        record["strategy_settings"] = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in fields.items()
+        }
+        return {**record, "data_fingerprint": fingerprint}
+
+
+def build_strategy(
+    name: str, options: Mapping[str, Any], validation_loader: DataLoader[Any] | None = None
+) -> Strategy:
+    """Make a strategy.
+
+    Args:
+        name: One of `STRATEGIES`.
+        options: Fields that differ from the strategy's defaults.
+        validation_loader: Held-out images for `"glister"`. Without it, settings are checked but
+            the strategy cannot start.
+
+    Returns:
+        The strategy.
+
+    Raises:
+        ValueError: If the name, a field or a value does not fit.
+
+    Example:
+        >>> build_strategy("greedy", {"subset_size": 500})
+        GreedyMiniBatch(subset_size=500, features='weight')
+    """
+    check_choice("strategy", name, STRATEGIES)
+    known = [field.name for field in dataclasses.fields(STRATEGIES[name])]
+    hints = typing.get_type_hints(STRATEGIES[name])
+    for option, value in options.items():
+        if not known:
+            raise ValueError(f"{name} must go without options, it has none; got {option!r}.")
+        check_choice(f"option of {name}", option, known)
+        if not _fits(value, hints[option]):
+            hint = hints[option]
+            wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+            raise ValueError(f"{option} must be of type {wanted}; got {value!r}.")
+    held_out = {}
+    if STRATEGIES[name] is Glister:
+        empty: DataLoader[Any] = DataLoader(TensorDataset(torch.empty(0)))
+        held_out["validation_loader"] = empty if validation_loader is None else validation_loader
+    make = Crest.paper if name == "crest_paper" else STRATEGIES[name]
+    strategy: Strategy = make(**options, **held_out)
+    return strategy
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Tell whether a value is of the type of a field; which words a field knows, it says itself."""
+    of = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return isinstance(value, str)
+    if typing.get_origin(hint) is tuple:
+        return (
+            isinstance(value, (tuple, list))
+            and len(value) == len(of)
+            and all(map(_fits, value, of))
+        )
+    if of:
+        return any(_fits(value, one) for one in of)
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)

@@ -1,0 +1,1 @@
+"""Passes of our own over a model, which leave no trace."""

@@ -1,0 +1,193 @@
+"""What each argument of a loader must be, and the options of a look."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crest.checks import (
+    ArgumentTypeError,
+    boolean,
+    check,
+    check_fields,
+    function,
+    instance,
+    number,
+    optional,
+    whole,
+)
+
+__all__ = ["LoaderOptions", "Look"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """How a strategy looks at the model, where that shall cost less than a training forward pass.
+
+    Args:
+        transform: `transform(batch)` makes a collated batch cheaper to select on, by lower
+            resolution or truncated text; it is trained on as it is.
+        model: A cheaper model to select with, on the device of the trained one: an early exit that
+            shares its layers, or a small network that your loop trains beside it. Its head is found
+            by itself.
+        dtype: Dtype of autocast for all passes that look at the model, but for its head, such as
+            `torch.bfloat16`. None: the precision of the parameters.
+        batch_statistics: Whether batch normalization takes the statistics of each of these passes,
+            as in training, and not the running ones. These lag behind at a large learning rate,
+            and are not those of a transformed batch.
+        chunk: Most examples in one of these passes, >= 1; large ones suit a GPU. None: m, or 128
+            if that is more.
+
+    Raises:
+        TypeError: If a field is of a wrong kind.
+        ValueError: If `chunk` is out of its range.
+
+    Note:
+        The losses that `transform`, `model` and `batch_statistics` give are not those of the model
+        on its data. With one of them `Crest` excludes no example, and refuses to check a quadratic
+        model.
+
+    Example:
+        >>> Look(dtype=torch.bfloat16, chunk=512).is_exact
+        True
+    """
+
+    transform: Callable[[Any], Any] | None = None
+    model: nn.Module | None = None
+    dtype: torch.dtype | None = None
+    batch_statistics: bool = False
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        module = instance(nn.Module, text="a torch.nn.Module")
+        dtype = instance(torch.dtype, text="a torch.dtype such as torch.bfloat16")
+        check_fields(
+            self,
+            {
+                "transform": optional(function()),
+                "model": optional(module),
+                "dtype": optional(dtype),
+                "batch_statistics": boolean(),
+                "chunk": optional(whole(1)),
+            },
+        )
+        if self.dtype is not None and not self.dtype.is_floating_point:
+            raise ValueError(
+                f"dtype must be a floating-point dtype or None; got {self.dtype}. Write "
+                "torch.bfloat16."
+            )
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the losses are those of the model on its data."""
+        return self.transform is None and self.model is None and not self.batch_statistics
+
+    def to_settings(self) -> dict[str, Any]:
+        """List what a checkpoint compares, as primitives."""
+        return {
+            "look.transform": self.transform is not None,
+            "look.model": self.model is not None,
+            "look.dtype": None if self.dtype is None else str(self.dtype),
+            "look.batch_statistics": self.batch_statistics,
+            "look.chunk": self.chunk,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderOptions:
+    """The arguments of a `CoresetLoader` beside its loader and model, see there.
+
+    Raises:
+        TypeError: If one is of a wrong kind.
+        ValueError: If one is out of its range.
+    """
+
+    loss_fn: Callable[..., Tensor]
+    strategy: Any
+    budget: float
+    batch_size: int
+    accumulation_steps: int
+    seed: int
+    labels: Tensor | Sequence[int] | None
+    head: nn.Module | str | None
+    selection_dataset: Any
+    look: Look
+    attach: Callable[[Any, Tensor, Tensor], Any] | None
+
+    def __post_init__(self) -> None:
+        if not callable(getattr(self.strategy, "start", None)) or isinstance(self.strategy, type):
+            raise ArgumentTypeError(
+                "strategy must be a strategy of crest, such as crest.Crest(), crest.Craig() or "
+                f"crest.Random(); got {self.strategy!r}."
+            )
+        check_fields(self, _LOADER_RULES)
+
+    def check_against(self, num_examples: int) -> None:
+        """Refuse what does not fit the data set.
+
+        Args:
+            num_examples: n.
+
+        Raises:
+            ValueError: If batches, labels or the selection data set do not have its size.
+        """
+        within = whole(1, num_examples, f"in [1, {num_examples}], the number of examples")
+        check("batch_size", self.batch_size, within)
+        if self.labels is not None:
+            labels = _checked_labels(self.labels, num_examples)
+            object.__setattr__(self, "labels", labels)
+        if self.selection_dataset is not None and len(self.selection_dataset) != num_examples:
+            raise ValueError(
+                f"selection_dataset must have the examples of the dataset, {num_examples}; it has "
+                f"{len(self.selection_dataset)}."
+            )
+
+    def to_arguments(self) -> dict[str, Any]:
+        """Give the arguments that make the same loader again."""
+        return dict(vars(self))
+
+    def to_settings(self) -> dict[str, Any]:
+        """List what a checkpoint compares, as primitives."""
+        return {
+            "strategy": type(self.strategy).__name__,
+            **{f"strategy.{k}": v for k, v in dataclasses.asdict(self.strategy).items()},
+            "budget": self.budget,
+            "batch_size": self.batch_size,
+            "accumulation_steps": self.accumulation_steps,
+            "seed": self.seed,
+            "selection_dataset": self.selection_dataset is not None,
+            **self.look.to_settings(),
+        }
+
+
+_LOADER_RULES = {
+    "loss_fn": function(),
+    "budget": number(
+        0, 1, above=True, text="in (0, 1], the share of steps to take; write 0.1 for 10 %"
+    ),
+    "batch_size": whole(1),
+    "accumulation_steps": whole(1),
+    "seed": whole(0, 2**63 - 2, "in [0, 2**63 - 2]"),
+    "head": optional(instance(nn.Module, str, text="a module or its name")),
+    "look": instance(Look, text="a crest.Look"),
+    "attach": optional(function()),
+}
+
+
+def _checked_labels(given: Any, length: int) -> Tensor:
+    """Take one class per example, integers from 0."""
+    labels = torch.as_tensor(given)
+    if tuple(labels.shape) != (length,):
+        raise ValueError(
+            f"labels must have one class per example, shape ({length},); got {tuple(labels.shape)}."
+        )
+    least = int(labels.to(torch.int64).min())  # not every integer type has a minimum
+    if labels.is_floating_point() or labels.is_complex() or least < 0:
+        what = str(labels.dtype) if labels.is_floating_point() else str(least)
+        raise ValueError(f"labels must be integers from 0, the class of each example; got {what}.")
+    return labels

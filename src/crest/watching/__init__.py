@@ -1,0 +1,1 @@
+"""What training shows of each example, at no cost."""
