@@ -9,9 +9,10 @@ seeds of the number of checks and updates, of T_1, and of the parts of the relat
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
+
+from crest.experiments.results import Results
 
 PARTS = 10
 COLUMNS = [
@@ -67,7 +68,7 @@ def summarize(runs: list[dict]) -> list[list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, help="results.json of crest compare")
-    records = json.loads(parser.parse_args().results.read_text())
+    records = Results(parser.parse_args().results).records
     runs = [record for record in records if record["strategy"] == "crest"]
     print(f"{len(runs)} runs of {runs[0]['steps']} steps\n")
     for cells in [COLUMNS, ["---"] * len(COLUMNS), *summarize(runs)]:

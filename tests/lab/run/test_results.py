@@ -1,6 +1,7 @@
 """Results are never half written, never overwritten, and complete each other."""
 
 import json
+import lzma
 
 import pytest
 
@@ -15,6 +16,14 @@ def make_record(strategy="random", seed=0, accuracy=0.5, **changes):
         "curve": [],
     }  # fmt: skip
     return {**record, **changes}
+
+
+def compress(path, *records):
+    """Keep records as benchmarks/compress_results.py does, and return where."""
+    compressed = path.with_name(f"{path.name}.xz")
+    text = json.dumps([{"accuracy_gap": None, **record} for record in records])
+    compressed.write_bytes(lzma.compress(text.encode()))
+    return compressed
 
 
 def test_records_come_back_from_the_file(tmp_path):
@@ -143,3 +152,57 @@ def test_a_file_that_breaks_during_the_run_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match="left as it is"):
         results.add(make_record())
     assert results.path.read_text() == "my notes"
+
+
+def test_compressed_records_are_found(tmp_path):
+    path = tmp_path / "results.json"
+    compress(path, make_record(seed=1), make_record(seed=2))
+    results = Results(path)
+    assert [record["seed"] for record in results.records] == [1, 2]
+    assert results.find(make_record(seed=2)["settings"]) == results.records[1]
+    assert not path.exists()
+
+
+def test_what_is_added_stands_beside_compressed_records(tmp_path):
+    path = tmp_path / "results.json"
+    compressed = compress(path, make_record("full", accuracy=0.8), make_record(seed=1))
+    before = compressed.read_bytes()
+    results = Results(path)
+    assert results.add(make_record(accuracy=0.72))["accuracy_gap"] == pytest.approx(0.1)
+    results.add(make_record("full", seed=1, accuracy=1.0))
+    kept = [("full", 0, 0), ("random", 1, 0.5), ("random", 0, pytest.approx(0.1)), ("full", 1, 0)]
+    for some in (results, Results(path)):
+        assert [(r["strategy"], r["seed"], r["accuracy_gap"]) for r in some.records] == kept
+    assert compressed.read_bytes() == before
+    assert [record["seed"] for record in json.loads(path.read_text())] == [0, 1]
+
+
+def test_a_run_that_is_trained_again_counts_in_place_of_its_compressed_record(tmp_path):
+    path = tmp_path / "results.json"
+    compress(path, make_record(seed=1, accuracy=0.1), make_record(seed=2))
+    Results(path).add(make_record(seed=1, accuracy=0.2))
+    results = Results(path)
+    assert [(r["seed"], r["accuracy"]) for r in results.records] == [(2, 0.5), (1, 0.2)]
+    assert results.find(make_record(seed=1)["settings"])["accuracy"] == 0.2
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it cannot be decompressed"),
+        (b"[]", "it cannot be decompressed"),
+        (lzma.compress(b"[]")[:-9], "it cannot be decompressed"),
+        (lzma.compress(b"[3"), "it is no JSON"),
+        (lzma.compress(b"{}"), "it is a dict"),
+    ],
+)
+def test_a_damaged_compressed_file_is_named_and_nothing_is_written(tmp_path, content, reason):
+    results = Results(tmp_path / "results.json")
+    compressed = tmp_path / "results.json.xz"
+    compressed.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"results.json.xz must be a list .*{reason}.*--out"):
+        Results(results.path)
+    with pytest.raises(ValueError, match=reason):
+        results.add(make_record())
+    assert list(tmp_path.iterdir()) == [compressed]
+    assert compressed.read_bytes() == content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import math
 import os
 import sys
@@ -28,17 +29,20 @@ _STRATEGY_KEYS = ("strategy", "strategy_settings", "budget", "num_steps")
 class Results:
     """A JSON list of records, one line each, kept in step with a file.
 
+    Earlier records may stand in a second file, PATH.xz: such a list, compressed. It is read and
+    never written; the record of a run that was trained again counts in place of the one there.
+
     Attributes:
         path: The file.
         records: One dict for each finished run, see `lab.run.training.train`; with
             `accuracy_gap`, |accuracy - a| / a as a fraction for the accuracy a of the full run
-            with the same seed and settings, None while there is none.
+            with the same seed and settings, None while there is none. Those of PATH.xz come first.
 
     Args:
         path: The file; it may not exist yet.
 
     Raises:
-        ValueError: If the file is there but holds something else; it is left as it is.
+        ValueError: If one of the files is there but holds something else; it is left as it is.
 
     Example:
         >>> Results("no/such/results.json").records
@@ -47,10 +51,11 @@ class Results:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._compressed = self.path.with_name(f"{self.path.name}.xz")
         self.records = self._read()
 
     def read_again(self) -> None:
-        """Take in what others wrote to the file."""
+        """Take in what others wrote."""
         self.records = self._read()
 
     def find(self, settings: dict[str, Any]) -> dict[str, Any] | None:
@@ -84,10 +89,12 @@ class Results:
 
     def _replace(self, plain: dict[str, Any]) -> None:
         settings = _told(plain["settings"])
-        others = [other for other in self._read() if _told(other["settings"]) != settings]
-        self.records = [*others, plain]
-        _set_gaps(self.records)  # a full run gives earlier records their gap, too
-        lines = ",\n".join(json.dumps(record) for record in self.records)
+        others = [
+            other for other in self._read_file(self.path) if _told(other["settings"]) != settings
+        ]
+        added = [*others, plain]
+        self.records = _join(self._read_file(self._compressed), added)
+        lines = ",\n".join(json.dumps(record) for record in added)
         partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
             with partial.open("w", encoding="utf-8") as file:
@@ -99,27 +106,36 @@ class Results:
             partial.unlink(missing_ok=True)
 
     def _read(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
+        return _join(self._read_file(self._compressed), self._read_file(self.path))
+
+    def _read_file(self, path: Path) -> list[dict[str, Any]]:
+        if not path.exists():
             return []
+        content = path.read_bytes()
         try:
-            records = json.loads(self.path.read_text(encoding="utf-8"))
+            if path == self._compressed:
+                content = lzma.decompress(content)
+            records = json.loads(content.decode("utf-8"))
+        except lzma.LZMAError as error:
+            raise ValueError(_complaint(path, f"it cannot be decompressed: {error}")) from error
         except ValueError as error:
-            raise ValueError(self._complaint(f"it is no JSON: {error}")) from error
+            raise ValueError(_complaint(path, f"it is no JSON: {error}")) from error
         if not isinstance(records, list):
-            raise ValueError(self._complaint(f"it is a {type(records).__name__}"))
+            raise ValueError(_complaint(path, f"it is a {type(records).__name__}"))
         for number, record in enumerate(records):
             missing = _KEYS - record.keys() if isinstance(record, dict) else _KEYS
             if missing:
                 raise ValueError(
-                    self._complaint(f"entry {number} lacks {', '.join(sorted(missing))}")
+                    _complaint(path, f"entry {number} lacks {', '.join(sorted(missing))}")
                 )
         return records
 
-    def _complaint(self, reason: str) -> str:
-        return (
-            f"{self.path} must be a list of finished runs; {reason}. It was left as it is: "
-            "move it away, or name another folder with --out."
-        )
+
+def _complaint(path: Path, reason: str) -> str:
+    return (
+        f"{path} must be a list of finished runs; {reason}. It was left as it is: "
+        "move it away, or name another folder with --out."
+    )
 
 
 @contextmanager
@@ -136,6 +152,14 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _join(compressed: list[dict[str, Any]], added: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Put records together, and give each its gap: a full run gives earlier ones theirs, too."""
+    again = [_told(record["settings"]) for record in added]
+    records = [*(record for record in compressed if _told(record["settings"]) not in again), *added]
+    _set_gaps(records)
+    return records
 
 
 def _set_gaps(records: list[dict[str, Any]]) -> None:
