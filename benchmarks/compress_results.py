@@ -14,7 +14,7 @@ import lzma
 from pathlib import Path
 from typing import Any
 
-from crest.experiments.results import Results
+from crest.lab.run.results import Results
 
 # Fields of the regions in `history`. Steps, updates, T_1, rho and its parts, gradient errors and
 # effective sizes stay, and so do the totals of seconds and cost.

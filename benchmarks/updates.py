@@ -12,7 +12,7 @@ import argparse
 import statistics
 from pathlib import Path
 
-from crest.experiments.results import Results
+from crest.lab.run.results import Results
 
 PARTS = 10
 COLUMNS = [
