@@ -90,6 +90,7 @@ class CoresetLoader:
 
     Example:
         >>> from torch.utils.data import TensorDataset
+        >>> from crest import weighted_mean
         >>> data = TensorDataset(torch.randn(64, 4), torch.randint(2, (64,)))
         >>> model, criterion = nn.Linear(4, 2), nn.CrossEntropyLoss(reduction="none")
         >>> loader = CoresetLoader(
@@ -258,6 +259,7 @@ class CoresetLoader:
 
         Example:
             >>> from torch.utils.data import TensorDataset
+            >>> from crest import weighted_mean
             >>> data = TensorDataset(torch.randn(64, 4), torch.randint(2, (64,)))
             >>> model, criterion = nn.Linear(4, 2), nn.CrossEntropyLoss(reduction="none")
             >>> loader = CoresetLoader(DataLoader(data, batch_size=8), model, loss_fn=criterion)

@@ -1,5 +1,6 @@
 """The command: results that continue, errors on one line."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -9,7 +10,6 @@ import pytest
 import torch
 
 import crest
-from crest import cli
 from crest.cli import main
 from crest.lab.paper import ITEMS
 from crest.lab.run import comparison
@@ -206,7 +206,7 @@ def test_unforeseen_errors_keep_their_type_and_show_where_if_asked(tmp_path, cap
     def broken(*arguments, **options):
         raise RuntimeError("out of\nmemory")
 
-    monkeypatch.setattr(cli, "compare", broken)
+    monkeypatch.setattr(importlib.import_module("crest.cli.main"), "compare", broken)
     words = ["run", "digits", "--out", str(tmp_path)]
     assert main(words) == 2
     assert capsys.readouterr().err == (
