@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -41,7 +42,9 @@ from crest.strategies.protocol import (
     Task,
 )
 from crest.watching.errors import output_gradients
+from crest.watching.hook import Watch
 from crest.watching.parameters import ParameterWatch
+from crest.watching.replay import Replay
 
 __all__ = ["CoresetLoader"]
 
@@ -178,8 +181,11 @@ class CoresetLoader:
             batches_per_pass=len(train_loader),
             dataset=train_loader.dataset,
             exact_losses=look.is_exact,
+            explain_silence=self._explain_silence,
         )
         self._planner = options.strategy.start(self._task)
+        self._watch: Watch | None = None
+        self._is_told = False  # by `observe`
         self._training = ParameterWatch(model)
         self._position = 0  # batches of the epoch handed out
         self._total = 0  # batches of the run handed out
@@ -235,6 +241,7 @@ class CoresetLoader:
                     yield batch
         finally:  # a loop that counts batches does not ask for one more
             self._in_epoch = self._position < self._length
+            self._settle()
 
     def observe(
         self, losses: Tensor, outputs: Tensor | None = None, *, indices: Tensor | None = None
@@ -269,6 +276,7 @@ class CoresetLoader:
             ...     loader.observe(losses, outputs)
             ...     weighted_mean(losses, weights).backward()
         """
+        self._stop_watching()  # the loop tells by itself
         if self.handed_out is None:
             raise ValueError("observe needs a batch that was handed out; got none so far.")
         if indices is None:
@@ -364,6 +372,7 @@ class CoresetLoader:
         Returns:
             Tensors and primitives, fit for `torch.load(..., weights_only=True)`.
         """
+        self._settle()
         return {
             "version": STATE_VERSION,
             "settings": dict(self._settings),
@@ -413,7 +422,11 @@ class CoresetLoader:
         self.history.load_state_dict(state["history"])
 
     def _next_batch(self) -> Any:
+        self._settle()
         planned, batch = self._fetch()
+        self._begin_to_watch()
+        if self._watch is not None:
+            self._watch.hand_out(planned.indices, planned.weights, batch)
         return with_weights(batch, planned.weights, planned.indices, self._options.attach)
 
     def _fetch(self) -> tuple[MiniBatch, Any]:
@@ -427,6 +440,43 @@ class CoresetLoader:
         m = len(planned.indices)
         self.history.count("train", forward=m, backward=m)
         return planned, batch
+
+    def _begin_to_watch(self) -> None:
+        """Watch training by hooks, if the strategy learns from it and nobody tells it."""
+        learns = isinstance(self._planner, (LearnsFromTraining, RemembersGradients))
+        if not learns or self._is_told or self._watch is not None:
+            return
+        options = self._options
+        replay = Replay(self._model, options.loss_fn, takes_model=self.observer.takes_model)
+        self._watch = Watch(self._model, replay, self._take_in)
+
+    def _stop_watching(self) -> None:
+        self._is_told = True
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    def _settle(self) -> None:
+        if self._watch is None:
+            return
+        self._watch.settle()
+        batch = self._watch.unseen_batch
+        if batch is not None:  # the loop calls parts of the model by themselves
+            with contextlib.suppress(ValueError):  # there may be no layer to be found
+                head = self.observer.find_head(place(batch, self.observer.device))
+                self._watch.watch_head(head)
+
+    def _take_in(self, indices: Tensor, losses: Tensor, errors: Tensor) -> None:
+        """Pass on what training showed of some examples."""
+        if isinstance(self._planner, LearnsFromTraining):
+            self._planner.observe(indices, losses)
+        if isinstance(self._planner, RemembersGradients):
+            self._planner.remember(indices, errors)
+
+    def _explain_silence(self) -> str:
+        if self._watch is None:
+            return "Call loader.observe(losses, outputs) after each forward pass."
+        return self._watch.explain()
 
     def _plan(self) -> None:
         """Ask the strategy for the next region, now that every step of the last one is taken."""

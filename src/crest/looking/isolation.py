@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from crest.passes import ours
 from crest.randomness import preserved_random_state
 
 __all__ = ["has_batch_norm", "undisturbed"]
@@ -55,6 +56,7 @@ def undisturbed(
         ]
     try:
         with (
+            ours(),
             preserved_random_state(device),
             torch.autocast(device.type, enabled=False),
         ):

@@ -14,6 +14,9 @@ __all__ = ["PerExampleLoss"]
 class PerExampleLoss:
     """Calls a model and a loss on a batch, and sees that there is one loss per example.
 
+    Attributes:
+        takes_model: Whether the loss is of the form `loss_fn(model, batch)`.
+
     Args:
         model: The model.
         loss_fn: Either `loss_fn(output, target)` for batches `(inputs, targets)`, or, if its first
@@ -23,7 +26,7 @@ class PerExampleLoss:
     def __init__(self, model: nn.Module, loss_fn: Callable[..., Tensor]) -> None:
         self._model = model
         self._loss_fn = loss_fn
-        self._takes_model = _first_argument(loss_fn) == "model"
+        self.takes_model = _first_argument(loss_fn) == "model"
 
     def __call__(self, batch: Any) -> Tensor:
         """Compute the losses of a batch.
@@ -37,7 +40,7 @@ class PerExampleLoss:
         Raises:
             ValueError: If the batch does not fit the loss, or the loss is not one per example.
         """
-        if self._takes_model:
+        if self.takes_model:
             losses = self._loss_fn(self._model, batch)
         elif isinstance(batch, (tuple, list)) and len(batch) == 2:
             losses = self._loss_fn(self._model(batch[0]), batch[1])

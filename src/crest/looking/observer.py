@@ -74,6 +74,11 @@ class Observer:
         return self._head is not None
 
     @property
+    def takes_model(self) -> bool:
+        """Whether the loss is of the form `loss_fn(model, batch)`."""
+        return self._per_example_losses.takes_model
+
+    @property
     def device(self) -> torch.device:
         """Where the model lives."""
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -63,6 +64,10 @@ class Region:
     record: dict[str, Any] = field(default_factory=dict)
 
 
+def _call_observe() -> str:
+    return "Call loader.observe(losses, outputs) after each forward pass."
+
+
 @dataclass(frozen=True)
 class Task:
     """What a strategy must know before the first region.
@@ -81,6 +86,7 @@ class Task:
         exact_losses: Whether the losses beside last-layer gradients are those of the model on its
             data, and not of a cheaper view, a cheaper model, or statistics of the pass.
         is_preview: Whether nothing is trained on, so that the planner hears of no loss.
+        explain_silence: Says in words why nothing was seen of training, for messages.
     """
 
     num_examples: int
@@ -94,6 +100,7 @@ class Task:
     dataset: Any = None
     exact_losses: bool = True
     is_preview: bool = False
+    explain_silence: Callable[[], str] = _call_observe
 
     def refuse_cheaper_looks(self, strategy: str) -> None:
         """Refuse what makes looks at the model cheaper, for a strategy that cannot use it.

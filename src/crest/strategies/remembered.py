@@ -98,7 +98,7 @@ class _RememberingPlanner:
         if self._drawn and unknown == n and not self._task.is_preview:
             raise ValueError(
                 "RememberedGradients needs what training computes; nothing was observed so far. "
-                "Call loader.observe(losses, outputs) after each forward pass."
+                f"{self._task.explain_silence()}"
             )
         self._missed = unknown if self._drawn >= _PATIENCE * n else 0
         silent = self._unheard is not None and self._unheard >= _PATIENCE * n
@@ -117,8 +117,7 @@ class _RememberingPlanner:
         if not self._has_warned:
             self._has_warned = True
             warnings.warn(
-                f"RememberedGradients {what} Call loader.observe(losses, outputs) after each "
-                "forward pass.",
+                f"RememberedGradients {what} {self._task.explain_silence()}",
                 stacklevel=3,
             )
 

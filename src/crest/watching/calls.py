@@ -1,0 +1,151 @@
+"""What a watch keeps: batches that were handed out, and calls of the model that it saw."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
+
+__all__ = ["Call", "HandedOut", "example_rows"]
+
+
+@dataclass(eq=False)
+class HandedOut:
+    """A batch whose gradients have not all been seen.
+
+    Attributes:
+        number: How many batches were handed out before, plus one.
+        indices: Of its examples, int64, shape (m,).
+        weights: Of its examples, shape (m,).
+        batch: As the loss takes it, without weights.
+        taken: Which rows were taken in, bool, shape (m,).
+    """
+
+    number: int
+    indices: Tensor
+    weights: Tensor
+    batch: Any
+    taken: Tensor = field(init=False)
+    _tensors: list[weakref.ref[Tensor]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        m = len(self.indices)
+        self.taken = torch.zeros(m, dtype=torch.bool)
+        self._tensors = [
+            weakref.ref(leaf)
+            for leaf in tree_flatten(self.batch)[0]
+            if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == m
+        ]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Those of the batch that have a row for each example, as long as they live."""
+        return [tensor for ref in self._tensors if (tensor := ref()) is not None]
+
+    def forget_batch(self) -> None:
+        """Keep the batch alive no longer, now that all of it was taken in."""
+        self.batch = None
+
+    @property
+    def next_row(self) -> int:
+        """First row that was not taken in."""
+        return int(self.taken.int().argmin())
+
+    def part(self, start: int, size: int) -> Any:
+        """Cut some rows out of the batch, for micro-batches.
+
+        Args:
+            start: The first.
+            size: How many.
+
+        Returns:
+            A batch of that many examples.
+        """
+        m = len(self.indices)
+        return self.batch if size == m else example_rows(self.batch, m, slice(start, start + size))
+
+
+def example_rows(batch: Any, m: int, rows: Any) -> Any:
+    """Index the rows of each tensor of a batch that has one for each example.
+
+    Args:
+        batch: A batch of m examples.
+        m: How many.
+        rows: What to index with.
+
+    Returns:
+        The same structure; what has no rows stays as it is.
+    """
+    return tree_map(
+        lambda leaf: (
+            leaf[rows] if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == m else leaf
+        ),
+        batch,
+    )
+
+
+@dataclass(eq=False)
+class Call:
+    """One forward pass of the model with a graph, and the gradients that came back through it.
+
+    Attributes:
+        number: Calls seen before, plus one.
+        leaves: The output, flat and detached.
+        spec: How it was nested.
+        where: Leaves that have a graph.
+        versions: Of these, to see that the loop left them as they were.
+        inputs: Tensors that the model was called with.
+        latest: Number of the batch that had been handed out last.
+        names_logits: Whether the output was a mapping of which only `logits` is known.
+        gradients: By leaf, one for each backward pass.
+    """
+
+    number: int
+    leaves: list[Any]
+    spec: TreeSpec
+    where: list[int]
+    versions: list[int]
+    inputs: list[Tensor]
+    latest: int
+    names_logits: bool = False
+    gradients: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the output."""
+        return len(self.leaves[self.where[0]])
+
+    @property
+    def was_changed(self) -> bool:
+        """Whether the loop wrote to the output."""
+        versions = [self.leaves[i]._version for i in self.where]
+        return versions != self.versions
+
+    def output(self, leaves: list[Any]) -> Any:
+        """Nest other leaves as the output was.
+
+        Args:
+            leaves: As many as there were.
+
+        Returns:
+            The output.
+        """
+        whole = tree_unflatten(leaves, self.spec)
+        return _Logits(logits=whole) if self.names_logits else whole
+
+
+class _Logits(dict[Any, Any]):
+    """A model output of which only the logits were seen, by key, attribute or first place."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__("logits" if key == 0 else key)

@@ -1,0 +1,100 @@
+"""Whether a gradient that was seen is that of a batch: the one test that lets anything in."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Verdict", "compare"]
+
+_TINY = 1e-5  # of a derivative of a loss: below it a row tells nothing
+_TOLERANCE = 1e-3  # of a row, in float32; true matches miss by 2e-7
+_TOLERANCE_HALF = 5e-2  # true matches in bfloat16 miss by up to 3e-2
+_UNDERFLOW_HALF = 6.1e-5  # smallest normal number of float16
+
+
+class Verdict(NamedTuple):
+    """What a comparison found.
+
+    Attributes:
+        reason: None if the gradient is that of the batch, else a key of `reasons.REASONS`.
+        note: Numbers for the message.
+        share: Rows that fit.
+        scale: The factor of all rows: 1 / m of a mean, times accumulation and loss scaling.
+    """
+
+    reason: str | None
+    note: str = ""
+    share: float = 0.0
+    scale: float = 0.0
+
+
+def compare(
+    gradient: Tensor, errors: Tensor, weights: Tensor, *, half: bool, known_scale: float | None
+) -> Verdict:
+    """Test |G_i - r w_i E_i| <= tol r w_i |E_i| + 1e-5 r in every row, r by least squares.
+
+    A test of the angle would let label smoothing, temperatures and bonus terms in.
+
+    Args:
+        gradient: G, what came back to the output in training, shape (k, ...).
+        errors: E, derivative of each loss by the output, shape (k, ...).
+        weights: w, shape (k,).
+        half: Whether the output was in 16 bits.
+        known_scale: r of an earlier batch, for one in which every E_i is tiny. None: 1.
+
+    Returns:
+        The verdict. Waits for the device once.
+    """
+    tolerance = _TOLERANCE_HALF if half else _TOLERANCE
+    given = gradient.flatten(1).to(errors.dtype)
+    wanted = errors.flatten(1) * weights.to(errors)[:, None]
+    flat = wanted.reshape(-1)
+    factor = torch.dot(given.reshape(-1), flat) / torch.dot(flat, flat).clamp_min(1e-30)
+    norms = torch.stack([given, wanted, given - factor * wanted]).norm(dim=2)
+    row = torch.cat([norms.reshape(-1), factor.reshape(1)]).double().cpu().numpy()
+    scale = float(row[-1])
+    of_gradient, of_errors, missed = row[:-1].reshape(3, -1)
+    if not np.isfinite(of_gradient).all():
+        return Verdict("not finite")
+    if not (of_errors > _TINY).any():  # nothing to compare: are the gradients nothing, too?
+        known = 1.0 if known_scale is None else known_scale
+        if bool((of_gradient <= known * 10 * _TINY).all()):
+            return Verdict(None, "", 1.0, known)
+        return Verdict("direction", "all of loss_fn's gradients are nearly 0")
+    allowed = tolerance * scale * of_errors + _TINY * scale + (_UNDERFLOW_HALF if half else 0.0)
+    share = float((missed <= allowed).mean())
+    if scale > 0 and share == 1:
+        return Verdict(None, "", 1.0, scale)
+    return _what_differs(given, errors.flatten(1), of_gradient, of_errors, weights, share)
+
+
+def _what_differs(
+    given: Tensor,
+    errors: Tensor,
+    of_gradient: np.ndarray,
+    of_errors: np.ndarray,
+    weights: Tensor,
+    share: float,
+) -> Verdict:
+    """Find the words for a gradient that does not fit."""
+    live = (of_errors > _TINY) & (of_gradient > _TINY * of_gradient.max())
+    if not live.any():
+        return Verdict("direction", "the gradient of training is 0", share)
+    sizes = errors.norm(dim=1).double().cpu().numpy()
+    products = (given * errors).sum(1).double().cpu().numpy()
+    cosines = products[live] / (of_gradient * sizes)[live]
+    if (cosines < 1 - 1e-6).any():
+        note = f"cosine {np.median(cosines):.4f} at the median row, {cosines.min():.4f} at worst"
+        return Verdict("direction", note, share)
+    plain = (of_gradient / np.maximum(sizes, 1e-30))[live]
+    weighed = weights.numpy(force=True)
+    middle = np.median(plain)
+    same_for_all = bool((np.abs(plain - middle) <= 1e-3 * middle).all())
+    if same_for_all and np.ptp(weighed) > 0:
+        return Verdict("weights", "", share)
+    ratios = (of_gradient / np.maximum(of_errors, 1e-30))[live]
+    return Verdict("scale", f"factors {ratios.min():.3g} to {ratios.max():.3g}", share)

@@ -1,0 +1,370 @@
+"""Sees a loop by itself: outputs in the user's own forward, their gradients in his backward.
+
+A forward hook on the model keeps each output that has a graph, and hangs a hook on it. What comes
+back is the true gradient, rows scaled by weight / m, accumulation and loss scaling. The losses and
+their derivatives are computed from the kept output (`replay`), and taken in for a batch only if the
+gradient is theirs in every row (`guard`).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from crest.passes import is_ours
+from crest.watching.calls import Call, HandedOut, example_rows
+from crest.watching.evidence import find_by_inputs
+from crest.watching.guard import Verdict, compare
+from crest.watching.reasons import Reasons
+from crest.watching.replay import CannotReplay, Replay
+from crest.watching.tap import register_tap, tapped_output
+
+__all__ = ["Watch"]
+
+_MOST_WAITING = 64  # batches; frameworks fetch up to an accumulation group ahead
+_BEHIND = 16  # batches after which one that others overtook is given up
+_MOST_TRIES = 16  # batches that a gradient is compared with
+_FEW_TRIES = 2  # once as many calls in a row fitted none
+_SURE = 1e-2  # chance below which labels alone tell a batch
+
+_HALF = (torch.bfloat16, torch.float16)
+
+File = Callable[[Tensor, Tensor, Tensor], None]
+
+
+class _Fit:
+    """A batch that a gradient was found to be of."""
+
+    def __init__(
+        self, one: HandedOut, start: int, losses: Tensor, errors: Tensor, scale: float
+    ) -> None:
+        self.one, self.start = one, start
+        self.losses, self.errors, self.scale = losses, errors, scale
+
+
+class Watch:
+    """Files what training shows under the batch that it was shown of, and refuses what fits none.
+
+    Attributes:
+        calls_seen: Forward passes of the model with a graph, so far.
+        handed_out: Batches handed out, so far.
+        taken_in: Of these, those whose gradients were filed; parts count as parts.
+
+    Args:
+        model: The model that the loop calls, compiled or wrapped as it is there.
+        replay: Computes losses and derivatives from an output.
+        file: Is given indices, losses and derivatives of examples that were trained on.
+    """
+
+    def __init__(self, model: nn.Module, replay: Replay, file: File) -> None:
+        self.calls_seen = 0
+        self.handed_out = 0
+        self.taken_in = 0.0
+        self._replay = replay
+        self._file = file
+        self._waiting: deque[HandedOut] = deque()
+        self._recent: deque[HandedOut] = deque(maxlen=4)  # a second forward of them is no news
+        self._arrived: list[Call] = []
+        self._tapped: dict[int, Call] = {}
+        self._depth = 0  # of modules with a hook that are running
+        self._last = 0  # number of the batch taken in last
+        self._in_vain = 0  # calls in a row that fitted no batch
+        self._scale: float | None = None
+        self._reasons = Reasons()
+        self._number = register_tap(self)
+        self._handles: list[Any] = []
+        for module in _and_what_it_wraps(model):
+            self._hook(module)
+
+    def hand_out(self, indices: Tensor, weights: Tensor, batch: Any) -> None:
+        """Hear of a batch that the loop gets now.
+
+        Args:
+            indices: Of its examples, int64, shape (m,).
+            weights: Of its examples, shape (m,).
+            batch: Without weights.
+        """
+        self.handed_out += 1
+        self._waiting.append(HandedOut(self.handed_out, indices, weights, batch))
+        if len(self._waiting) > _MOST_WAITING:
+            self._waiting.popleft()
+
+    def settle(self) -> None:
+        """File what came back since the last time, in the order of the forward passes."""
+        calls, self._arrived = sorted(self._arrived, key=lambda call: call.number), []
+        for call in calls:
+            self._match(call)
+        while self._waiting and self._waiting[0].number < self._last - _BEHIND:
+            self._waiting.popleft()
+
+    @property
+    def unseen_batch(self) -> Any:
+        """The first batch, if it was trained on without a call of the model; else None."""
+        first = self.handed_out == 1 and not self.calls_seen
+        return self._waiting[0].batch if first else None
+
+    def watch_head(self, head: nn.Module) -> None:
+        """Watch the last layer, too, as the loop never calls the model itself.
+
+        Args:
+            head: The last layer.
+        """
+        self._hook(head)
+
+    def explain(self) -> str:
+        """Say in words why batches were not taken in."""
+        return self._reasons.explain(self.handed_out, self.taken_in)
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    # What the hooks tell
+
+    def _hook(self, module: nn.Module) -> None:
+        enter, leave = _WeakHook(self, "_enter"), _WeakHook(self, "_leave")
+        self._handles += [
+            module.register_forward_pre_hook(enter, with_kwargs=True),
+            module.register_forward_hook(leave, with_kwargs=True, always_call=True),
+        ]
+
+    def _enter(self, arguments: Any, keywords: Any, _: Any) -> None:
+        self._depth += 1
+
+    def _leave(self, arguments: Any, keywords: Any, output: Any) -> None:
+        self._depth = max(self._depth - 1, 0)
+        if self._depth or output is None or not self._waiting:
+            return
+        if is_ours() or not torch.is_grad_enabled():
+            return
+        leaves, spec = tree_flatten(output)
+        where = [
+            i
+            for i, leaf in enumerate(leaves)
+            if isinstance(leaf, Tensor)
+            and leaf.requires_grad
+            and leaf.is_floating_point()
+            and leaf.ndim
+        ]
+        if not where:
+            return
+        call = self._new_call(
+            [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves],
+            spec,
+            where,
+            [given.detach() for given in _tensors(arguments, keywords)],
+        )
+        for i in where:
+            try:
+                leaves[i].register_hook(lambda gradient, i=i: self._arrive(call, i, gradient))
+            except RuntimeError:  # inside of torch.func
+                return
+
+    def _new_call(
+        self, leaves: list[Any], spec: Any, where: list[int], inputs: list[Tensor]
+    ) -> Call:
+        self.calls_seen += 1
+        versions = [leaves[i]._version for i in where]
+        return Call(self.calls_seen, leaves, spec, where, versions, inputs, self.handed_out)
+
+    def _arrive(self, call: Call, leaf: int, gradient: Tensor) -> None:
+        if torch._C._functorch.maybe_current_level() is not None:
+            return
+        if not call.gradients:
+            self._arrived.append(call)
+        call.gradients.setdefault(leaf, []).append(gradient.detach().clone())
+
+    def tap_forward(self, output: Tensor, inputs: list[Tensor], *, names_logits: bool) -> int:
+        """Hear of an output inside a compiled graph.
+
+        Args:
+            output: Of the model, its logits where it was a mapping.
+            inputs: Tensors that the model was called with.
+            names_logits: Whether it was a mapping.
+
+        Returns:
+            A number for the call, 0 for none.
+        """
+        if is_ours() or not self._waiting or self._depth:
+            return 0
+        leaves, spec = tree_flatten(output.detach().clone())
+        call = self._new_call(leaves, spec, [0], [given.detach() for given in inputs])
+        call.names_logits = names_logits
+        self._tapped[call.number] = call
+        while len(self._tapped) > _MOST_WAITING:
+            del self._tapped[next(iter(self._tapped))]
+        return call.number
+
+    def tap_backward(self, number: int, gradient: Tensor) -> None:
+        """Hear of a gradient inside a compiled graph.
+
+        Args:
+            number: Of the call.
+            gradient: Of its output.
+        """
+        call = self._tapped.pop(number, None)
+        if call is not None:
+            self._arrive(call, 0, gradient)
+
+    # Which batch it was
+
+    def _match(self, call: Call) -> None:
+        found = find_by_inputs(call, [*reversed(self._waiting), *reversed(self._recent)])
+        if found is not None:
+            one, start = found
+            if one.taken[start : start + call.num_rows].all():
+                return  # seen before: a second forward of the same batch, as SAM has it
+            candidates = [found]
+        else:
+            most = _MOST_TRIES if self._in_vain < _MOST_TRIES else _FEW_TRIES
+            by_turn = sorted(self._waiting, key=lambda o: (o.number != self._last + 1, -o.number))
+            known = [one for one in by_turn if one.number <= call.latest]
+            candidates = [(one, one.next_row) for one in known[:most]]
+        fits, best = [], Verdict("unseen", "", -2.0)
+        for one, start in candidates:
+            fit = self._try(call, one, start)
+            if isinstance(fit, _Fit):
+                fits.append(fit)
+            elif fit.share > best.share:
+                best = fit
+        if len(fits) == 1 and found is None and len(self._waiting) > 1:
+            if not self._is_telling(call, fits[0]):
+                fits, best = [], Verdict("labels")
+        elif len(fits) > 1:
+            fits, best = [], Verdict("several")
+        if fits:
+            self._take_in(fits[0])
+        elif candidates and best.reason is not None:
+            self._in_vain += 1
+            self._reasons.add(best.reason, best.note)
+
+    def _take_in(self, fit: _Fit) -> None:
+        one, k = fit.one, len(fit.losses)
+        rows = slice(fit.start, fit.start + k)
+        self._file(one.indices[rows], fit.losses, fit.errors)
+        self.taken_in += k / len(one.indices)
+        self._last, self._in_vain, self._scale = one.number, 0, fit.scale
+        one.taken[rows] = True
+        if one.taken.all():
+            self._waiting.remove(one)
+            one.forget_batch()
+            self._recent.append(one)
+
+    def _try(self, call: Call, one: HandedOut, start: int) -> _Fit | Verdict:
+        """Compare the gradient of a call with that of some rows of a batch."""
+        k, m = call.num_rows, len(one.indices)
+        if k + start > m:
+            return Verdict("rows", f"{k} where {m} are due", -1.0)
+        if call.was_changed:
+            return Verdict("in place", "", -1.0)
+        try:
+            losses, all_errors = self._replay(call, one.part(start, k))
+        except CannotReplay as error:
+            return Verdict("replay", str(error), -1.0)
+        weights = one.weights[start : start + k].to(losses.device)
+        half = any(call.leaves[i].dtype in _HALF for i in call.where)
+        filed: Tensor | None = None
+        scale = 0.0
+        for i, errors in zip(call.where, all_errors, strict=True):
+            if errors is None or len(errors) != k:
+                continue
+            gradients = call.gradients.get(i)
+            if gradients is None:
+                return Verdict("direction", "the loss of the loop does not use the output")
+            if len(gradients) > 1:  # several backward passes: one of them, or all together
+                gradients = [*gradients, torch.stack(gradients).sum(0)]
+            verdicts = [
+                compare(gradient, errors, weights, half=half, known_scale=self._scale)
+                for gradient in gradients
+            ]
+            verdict = max(verdicts, key=lambda one: (one.reason is None, one.share))
+            if verdict.reason is not None:
+                return verdict
+            if filed is None:
+                filed, scale = errors, verdict.scale
+        if filed is None:
+            return Verdict("replay", "its losses do not depend on the output", -1.0)
+        return _Fit(one, start, losses, filed, scale)
+
+    def _is_telling(self, call: Call, fit: _Fit) -> bool:
+        """Tell whether another batch of such labels would hardly fit by chance.
+
+        Without evidence from inputs it is the labels that tell; those turned by one row show how
+        often a wrong label fits.
+
+        Args:
+            call: A forward pass.
+            fit: The batch that fits it.
+
+        Returns:
+            Whether the chance is small.
+        """
+        one, k = fit.one, len(fit.losses)
+        turned = torch.arange(k).roll(1)
+        try:
+            _, all_errors = self._replay(call, example_rows(one.part(fit.start, k), k, turned))
+        except CannotReplay:
+            return False
+        others = next(errors for errors in all_errors if errors is not None)
+        missed = (others - fit.errors).flatten(1).norm(dim=1)
+        same = int((missed <= 1e-2 * fit.errors.flatten(1).norm(dim=1) + 1e-5).sum())
+        batches = 1 if one.number == self._last + 1 else len(self._waiting)
+        chance: float = ((same + 1) / (k + 2)) ** k * batches
+        return chance < _SURE
+
+
+class _WeakHook:
+    """A forward hook that does not travel: copies and pickles of the model get a dead one."""
+
+    def __init__(self, watch: Watch | None = None, method: str = "") -> None:
+        self._watch = None if watch is None else weakref.ref(watch)
+        self._method = method
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> Any:
+        watch = None if self._watch is None else self._watch()
+        if watch is None or _is_traced():
+            return None
+        if torch.compiler.is_compiling():
+            if self._method != "_leave" or output is None:
+                return None
+            return tapped_output(watch._number, _tensors(args, kwargs), output)
+        return getattr(watch, self._method)(args, kwargs, output)
+
+    def __deepcopy__(self, memo: Any) -> _WeakHook:
+        return _WeakHook()
+
+    def __reduce__(self) -> tuple[type[_WeakHook], tuple[()]]:
+        return _WeakHook, ()
+
+
+def _and_what_it_wraps(model: nn.Module) -> list[nn.Module]:
+    """List a model and the models that `DistributedDataParallel` or `torch.compile` put around."""
+    found = [model]
+    while True:
+        model = found[-1]
+        inner = (
+            model.module
+            if isinstance(model, nn.parallel.DistributedDataParallel)
+            else model._modules.get("_orig_mod")
+        )
+        if not isinstance(inner, nn.Module):
+            return found
+        found.append(inner)
+
+
+def _is_traced() -> bool:
+    """Tell whether a model is being written down, by `torch.jit.trace` or `torch.export`."""
+    return bool(torch._C._get_tracing_state()) or torch.compiler.is_exporting()
+
+
+def _tensors(arguments: Any, keywords: Any) -> list[Tensor]:
+    leaves = tree_flatten((arguments, keywords))[0]
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim]
