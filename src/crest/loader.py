@@ -38,6 +38,7 @@ from crest.strategies.protocol import (
     Excludes,
     LearnsFromTraining,
     MiniBatch,
+    Planner,
     RemembersGradients,
     Task,
 )
@@ -183,7 +184,7 @@ class CoresetLoader:
             exact_losses=look.is_exact,
             explain_silence=self._explain_silence,
         )
-        self._planner = options.strategy.start(self._task)
+        self._start(options.strategy.start(self._task))
         self._watch: Watch | None = None
         self._is_told = False  # by `observe`
         self._training = ParameterWatch(model)
@@ -319,7 +320,7 @@ class CoresetLoader:
         """
         branch = CoresetLoader(self._train_loader, self._model, **self._options.to_arguments())
         task = dataclasses.replace(branch._task, is_preview=True)
-        branch._planner = self._options.strategy.start(task)
+        branch._start(self._options.strategy.start(task))
         state = self.state_dict()
         del state["settings"]  # of any type, and the same by construction
         branch.load_state_dict({**copy.deepcopy(state), "settings": branch._settings})
@@ -441,9 +442,15 @@ class CoresetLoader:
         self.history.count("train", forward=m, backward=m)
         return planned, batch
 
+    def _start(self, planner: Planner) -> None:
+        self._planner = planner
+        # Asked once: at each step it would take as long as a small one.
+        self._learns_losses = isinstance(planner, LearnsFromTraining)
+        self._learns_gradients = isinstance(planner, RemembersGradients)
+
     def _begin_to_watch(self) -> None:
         """Watch training by hooks, if the strategy learns from it and nobody tells it."""
-        learns = isinstance(self._planner, (LearnsFromTraining, RemembersGradients))
+        learns = self._learns_losses or self._learns_gradients
         if not learns or self._is_told or self._watch is not None:
             return
         options = self._options
@@ -466,12 +473,12 @@ class CoresetLoader:
                 head = self.observer.find_head(place(batch, self.observer.device))
                 self._watch.watch_head(head)
 
-    def _take_in(self, indices: Tensor, losses: Tensor, errors: Tensor) -> None:
+    def _take_in(self, indices: Tensor, losses: Tensor, errors: Tensor | None) -> None:
         """Pass on what training showed of some examples."""
-        if isinstance(self._planner, LearnsFromTraining):
-            self._planner.observe(indices, losses)
-        if isinstance(self._planner, RemembersGradients):
-            self._planner.remember(indices, errors)
+        if self._learns_losses:
+            cast(LearnsFromTraining, self._planner).observe(indices, losses)
+        if errors is not None and self._learns_gradients:
+            cast(RemembersGradients, self._planner).remember(indices, errors)
 
     def _explain_silence(self) -> str:
         if self._watch is None:

@@ -8,6 +8,7 @@ from crest.strategies.glister import Glister as Glister
 from crest.strategies.grad_match import GradMatch as GradMatch
 from crest.strategies.greedy import GreedyMiniBatch as GreedyMiniBatch
 from crest.strategies.loss_pruning import LossPruning as LossPruning
+from crest.strategies.online import OnlineSelection as OnlineSelection
 from crest.strategies.protocol import Strategy as Strategy
 from crest.strategies.random import Random as Random
 from crest.strategies.remembered import RememberedGradients as RememberedGradients

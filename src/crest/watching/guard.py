@@ -50,16 +50,17 @@ def compare(
         The verdict. Waits for the device once.
     """
     tolerance = _TOLERANCE_HALF if half else _TOLERANCE
-    given = gradient.flatten(1).to(errors.dtype)
-    wanted = errors.flatten(1) * weights.to(errors)[:, None]
-    flat = wanted.reshape(-1)
-    factor = torch.dot(given.reshape(-1), flat) / torch.dot(flat, flat).clamp_min(1e-30)
-    norms = torch.stack([given, wanted, given - factor * wanted]).norm(dim=2)
-    row = torch.cat([norms.reshape(-1), factor.reshape(1)]).double().cpu().numpy()
-    scale = float(row[-1])
-    of_gradient, of_errors, missed = row[:-1].reshape(3, -1)
-    if not np.isfinite(of_gradient).all():
+    given = gradient.flatten(1).double()
+    wanted = errors.flatten(1).double() * weights.double()[:, None]
+    rows = torch.stack([given, wanted], dim=1)  # (k, 2, ...), in float64 as squares are subtracted
+    products = (rows @ rows.mT).cpu().numpy()
+    if not np.isfinite(products).all():
         return Verdict("not finite")
+    squares, overlaps, wanted_squares = products[:, 0, 0], products[:, 0, 1], products[:, 1, 1]
+    scale = float(overlaps.sum() / max(wanted_squares.sum(), 1e-60))
+    missed_squares = squares - 2 * scale * overlaps + scale**2 * wanted_squares
+    of_gradient, of_errors = np.sqrt(squares), np.sqrt(wanted_squares)
+    missed = np.sqrt(np.maximum(missed_squares, 0))
     if not (of_errors > _TINY).any():  # nothing to compare: are the gradients nothing, too?
         known = 1.0 if known_scale is None else known_scale
         if bool((of_gradient <= known * 10 * _TINY).all()):
@@ -69,7 +70,7 @@ def compare(
     share = float((missed <= allowed).mean())
     if scale > 0 and share == 1:
         return Verdict(None, "", 1.0, scale)
-    return _what_differs(given, errors.flatten(1), of_gradient, of_errors, weights, share)
+    return _what_differs(given, errors.flatten(1).double(), of_gradient, of_errors, weights, share)
 
 
 def _what_differs(
@@ -84,8 +85,8 @@ def _what_differs(
     live = (of_errors > _TINY) & (of_gradient > _TINY * of_gradient.max())
     if not live.any():
         return Verdict("direction", "the gradient of training is 0", share)
-    sizes = errors.norm(dim=1).double().cpu().numpy()
-    products = (given * errors).sum(1).double().cpu().numpy()
+    sizes = errors.norm(dim=1).cpu().numpy()
+    products = (given * errors).sum(1).cpu().numpy()
     cosines = products[live] / (of_gradient * sizes)[live]
     if (cosines < 1 - 1e-6).any():
         note = f"cosine {np.median(cosines):.4f} at the median row, {cosines.min():.4f} at worst"

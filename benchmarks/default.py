@@ -1,0 +1,295 @@
+"""Online selection against random mini-batches, in every situation that it claims to read.
+
+    python benchmarks/default.py train --data-dir DIR --out results/default.json --set held-out
+    python benchmarks/default.py train --data-dir DIR --out results/default.json --set test
+    python benchmarks/default.py show results/default.json
+
+Trains ResNet-8 on CIFAR images at half the resolution, in batches of 64, at the peak rate 0.2 that
+was best for random mini-batches and for remembered gradients on held-out images
+(docs/results/remembered.md). `--set held-out` holds out the last 5,000 train images and measures on
+these: what settings are chosen by. `--set test` trains on all and measures on the test images.
+`--situations` and `--rows` take some of them, `--seeds` which, `--passes` how many passes. Each
+finished run is kept, and the same command goes on where it stopped; `--shard I/K` takes every K-th
+run, for K processes with files of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import crest
+from crest.lab.data.datasets import load_dataset
+from crest.lab.data.image_data import ImageData
+from crest.lab.data.views import ImageViews
+from crest.lab.networks.vision import build_network
+from crest.lab.run.learning_rate import learning_rate_factor
+from crest.lab.run.memory import keep_freed_memory
+from crest.strategies import OnlineSelection
+
+CRITERION = nn.CrossEntropyLoss(reduction="none")
+NUM_HELD_OUT, BATCH_SIZE, LR = 5000, 64, 0.2
+
+ROWS: dict[str, Callable[[int], Any]] = {
+    "random": lambda steps: crest.Random(),
+    "default": lambda steps: OnlineSelection(),
+    "remembered gradients": lambda steps: crest.RememberedGradients(),
+    "loss pruning": lambda steps: crest.LossPruning(num_steps=steps),
+    "only filter": lambda steps: OnlineSelection(rule="random", balance=0),
+    "only balance": lambda steps: OnlineSelection(rule="random", noise=0),
+    "without filter": lambda steps: OnlineSelection(noise=0),
+    "without balance": lambda steps: OnlineSelection(balance=0),
+    "cover": lambda steps: OnlineSelection(rule="cover"),
+    "norm": lambda steps: OnlineSelection(rule="norm"),
+    "cover, balanced": lambda steps: OnlineSelection(rule="cover", balance=1),
+    "norm, balanced": lambda steps: OnlineSelection(rule="norm", balance=1),
+    "norm, half balanced": lambda steps: OnlineSelection(rule="norm", balance=0.5),
+    "half balanced": lambda steps: OnlineSelection(rule="random", balance=0.5),
+    "cover, half balanced": lambda steps: OnlineSelection(rule="cover", balance=0.5),
+    "random, 0.9 of the steps": lambda steps: crest.Random(),
+    "default, 0.9 of the steps": lambda steps: OnlineSelection(),
+    "default, 0.8 of the steps": lambda steps: OnlineSelection(),
+    "default, 0.7 of the steps": lambda steps: OnlineSelection(),
+}
+SITUATIONS = (
+    *("clean", "cifar100", "redundant"),
+    *("noise 5", "noise 20", "noise 40", "flipped 20"),
+    *("tail 10", "tail 100"),
+)
+
+
+def corrupt(labels: Tensor, classes: int, share: float, *, flipped: bool) -> Tensor:
+    """Make a share of the labels wrong: any other class, or the next one."""
+    generator = torch.Generator().manual_seed(0)
+    wrong = torch.rand(len(labels), generator=generator) < share
+    shift = torch.randint(1, classes, (len(labels),), generator=generator)
+    return torch.where(wrong, (labels + (1 if flipped else shift)) % classes, labels)
+
+
+def long_tail(labels: Tensor, classes: int, ratio: float) -> Tensor:
+    """Choose rows so that class sizes fall geometrically to 1 / ratio."""
+    most = int(labels.bincount().min())
+    rows = []
+    for label in range(classes):
+        size = round(most * ratio ** (-label / (classes - 1)))
+        rows.append((labels == label).nonzero().squeeze(1)[:size])
+    return torch.cat(rows).sort().values
+
+
+def load(situation: str, data_dir: Path, held_out: bool) -> tuple[ImageData, Tensor]:
+    """Make the data of a situation, and the labels as they were before some were made wrong."""
+    data: ImageData = load_dataset("cifar100" if situation == "cifar100" else "cifar10", data_dir)
+    if held_out:
+        data = dataclasses.replace(
+            data,
+            test_images=data.train_images[-NUM_HELD_OUT:],
+            test_labels=data.train_labels[-NUM_HELD_OUT:],
+            train_images=data.train_images[:-NUM_HELD_OUT],
+            train_labels=data.train_labels[:-NUM_HELD_OUT],
+        )
+    kind, _, amount = situation.partition(" ")
+    labels, classes = data.train_labels, len(data.classes)
+    true = labels
+    if kind in ("noise", "flipped"):
+        labels = corrupt(labels, classes, float(amount) / 100, flipped=kind == "flipped")
+        data = dataclasses.replace(data, train_labels=labels)
+    elif kind == "tail":
+        rows = long_tail(labels, classes, float(amount))
+        data = dataclasses.replace(
+            data, train_images=data.train_images[rows], train_labels=labels[rows]
+        )
+        true = data.train_labels
+    elif kind == "redundant":  # a quarter of the images, each four times
+        rows = torch.arange(len(labels) // 4).repeat(4)
+        data = dataclasses.replace(
+            data, train_images=data.train_images[rows], train_labels=labels[rows]
+        )
+        true = data.train_labels
+    return data.halve(), true
+
+
+def train(
+    data: ImageData, true: Tensor, row: str, seed: int, passes: float, lr: float
+) -> dict[str, Any]:
+    """Train once; the loop is that of the README."""
+    torch.manual_seed(seed)
+    classes = len(data.classes)
+    model = build_network("resnet8", 3, data.train_images.shape[-1], classes)
+    model = model.to(memory_format=torch.channels_last)
+    views = ImageViews(data, torch.device("cpu"))
+    steps = int(passes * (data.num_train // BATCH_SIZE))
+    if "of the steps" in row:
+        steps = round(steps * float(row.split(", ")[1].split()[0]))
+    loader = crest.CoresetLoader(
+        DataLoader(views, batch_size=BATCH_SIZE, shuffle=True, drop_last=True),
+        model,
+        loss_fn=CRITERION,
+        strategy=ROWS[row](steps),
+        budget=1,
+        seed=seed,
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
+    start, done = time.perf_counter(), 0
+    noise: dict[int, float] = {}
+    while done < steps:
+        for inputs, targets, weights in loader:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * learning_rate_factor(done, steps)
+            loss = crest.weighted_mean(CRITERION(model(inputs), targets), weights)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            done += 1
+            if done == steps:
+                break
+    seconds = time.perf_counter() - start
+    records = loader.history.records
+    noise = {r["step"]: r["noise"] for r in records if r.get("noise") is not None}
+    return {
+        "accuracy": accuracy(model, views, data),
+        "steps": steps,
+        "seconds": seconds,
+        "select": loader.history.seconds["select"],
+        "rules": sorted({r["rule"] for r in records if "rule" in r}),
+        "noise": {str(k): round(v, 4) for k, v in noise.items()},
+        **audit(loader, data, true),
+    }
+
+
+def audit(loader: crest.CoresetLoader, data: ImageData, true: Tensor) -> dict[str, float]:
+    """How well wrong labels were found: AUROC of the margin, precision and recall of the filter."""
+    memory = getattr(loader._planner, "_memory", None)
+    wrong = data.train_labels != true
+    if memory is None or not wrong.any():
+        return {}
+    known = memory.known
+    score, bad = -memory.margin[known], wrong[known]
+    ranks = score.argsort().argsort().double() + 1
+    positives, negatives = int(bad.sum()), int((~bad).sum())
+    auroc = (float(ranks[bad].sum()) - positives * (positives + 1) / 2) / (positives * negatives)
+    out = ~loader.active
+    hit = int((out & wrong).sum())
+    return {
+        "auroc": auroc,
+        "precision": hit / max(int(out.sum()), 1),
+        "recall": hit / int(wrong.sum()),
+    }
+
+
+def accuracy(model: nn.Module, views: ImageViews, data: ImageData) -> float:
+    model.eval()
+    correct = 0
+    with torch.inference_mode():
+        for images, labels in views.test_batches(250):
+            correct += int((model(images).argmax(1) == labels).sum())
+    return correct / len(data.test_labels)
+
+
+def run_all(arguments: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    ends = time.monotonic() + 60 * arguments.minutes
+    records = read(arguments.out)
+    plan = [
+        (situation, row, seed)
+        for seed in arguments.seeds
+        for situation in arguments.situations
+        for row in arguments.rows
+    ]
+    index, count = arguments.shard
+    kept: dict[str, tuple[ImageData, Tensor]] = {}
+    for situation, row, seed in plan[index - 1 :: count]:
+        of = {"set": arguments.set, "situation": situation, "row": row, "seed": seed}
+        of |= {"passes": arguments.passes, "lr": arguments.lr}
+        if any(of.items() <= record.items() for record in records):
+            continue
+        if time.monotonic() > ends:
+            print("time is up; the same command goes on from here")
+            return
+        if situation not in kept:
+            kept[situation] = load(situation, arguments.data_dir, arguments.set == "held-out")
+        data, true = kept[situation]
+        records.append(of | train(data, true, row, seed, arguments.passes, arguments.lr))
+        lines = ",\n".join(json.dumps(record) for record in records)
+        partial = arguments.out.with_suffix(".partial")
+        partial.write_text(f"[\n{lines}\n]\n")
+        partial.replace(arguments.out)
+        print(json.dumps(records[-1]), flush=True)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def show(records: list[dict[str, Any]]) -> None:
+    """Mean over seeds, and the mean difference to random mini-batches of the same seeds."""
+    groups: dict[tuple[Any, ...], dict[str, dict[int, dict[str, Any]]]] = {}
+    for record in records:
+        key = (record["set"], record["passes"], record["situation"])
+        groups.setdefault(key, {}).setdefault(record["row"], {})[record["seed"]] = record
+    for key, rows in sorted(groups.items(), key=str):
+        print(f"\n{key[0]}, {key[1]:g} passes, {key[2]}")
+        for row, runs in rows.items():
+            values = [100 * run["accuracy"] for run in runs.values()]
+            differences = [
+                100 * (run["accuracy"] - rows["random"][seed]["accuracy"])
+                for seed, run in runs.items()
+                if seed in rows.get("random", {})
+            ]
+            extra = " ".join(
+                f"{name} {statistics.fmean(run[name] for run in runs.values()):.3f}"
+                for name in ("auroc", "precision", "recall")
+                if all(name in run for run in runs.values())
+            )
+            noise = [100 * [*run["noise"].values()][-1] for run in runs.values() if run["noise"]]
+            extra += f" noise {statistics.fmean(noise):.1f} %" if noise else ""
+            seconds = statistics.fmean(run["seconds"] for run in runs.values())
+            print(
+                f"  {row:28} {plus_minus(values)}  minus random {plus_minus(differences)}  "
+                f"{seconds:5.0f} s  {extra}"
+            )
+
+
+def plus_minus(values: list[float]) -> str:
+    if not values:
+        return "-"
+    spread = statistics.stdev(values) if len(values) > 1 else math.nan
+    return f"{statistics.fmean(values):+6.2f} ± {spread:4.2f} ({len(values)})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("train")
+    words = lambda text: text.split(",")  # noqa: E731
+    one.add_argument("--data-dir", type=Path, required=True)
+    one.add_argument("--out", type=Path, required=True)
+    one.add_argument("--set", choices=["held-out", "test"], required=True)
+    one.add_argument("--situations", type=words, default=[*SITUATIONS])
+    one.add_argument("--rows", type=lambda text: text.split(";"), default=["random", "default"])
+    one.add_argument("--seeds", type=lambda text: [*map(int, text.split(","))], default=[0])
+    one.add_argument("--passes", type=float, default=5)
+    one.add_argument("--lr", type=float, default=LR)
+    one.add_argument("--minutes", type=float, default=math.inf)
+    one.add_argument("--shard", type=lambda text: tuple(map(int, text.split("/"))), default=(1, 1))
+    commands.add_parser("show").add_argument("results", type=Path, nargs="+")
+    arguments = parser.parse_args()
+    if arguments.command == "show":
+        show([record for path in arguments.results for record in read(path)])
+    else:
+        run_all(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""Reads the situation from what training showed, and plans what to train on next."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from crest.pool import Deck
+from crest.strategies.online.rules import class_shares, draw_by_norm, pick_cover, repeats
+from crest.strategies.protocol import Examples, MiniBatch, Region, Task
+from crest.watching.audit import LabelNoise, estimate_label_noise, suspicious
+from crest.watching.examples import ExampleMemory
+
+if TYPE_CHECKING:
+    from crest.strategies.online.settings import OnlineSelection
+
+__all__ = ["OnlinePlanner", "Situation"]
+
+_log = logging.getLogger("crest")
+
+_RANDOM_STEPS = 64  # planned at once: a loop of which nothing is seen hears of it soon
+_PATIENCE = 1.5  # passes until examples that were not seen are missed
+_CLEAN = 0.03  # estimated share of wrong labels up to which labels count as clean
+_UNBALANCED = 3.0  # times the examples of the smallest class
+_FEW_CLASSES = 4  # up to here p - y has so few dimensions that a cover is a search for the hardest
+_EXPONENT = 0.5  # of the norm, where labels are wrong
+_GROUPS_AT_ONCE = 64  # of candidates, whose sketches are picked from together
+
+
+class Situation(NamedTuple):
+    """What was found, and what is done about it.
+
+    Attributes:
+        rule: `"cover"`, `"norm"` or `"random"`.
+        noise: Estimated share of wrong labels, None if unknown.
+        imbalance: Examples of the largest class over those of the smallest, 1 without classes.
+        balance: How far classes are balanced, in [0, 1].
+    """
+
+    rule: str
+    noise: float | None
+    imbalance: float
+    balance: float
+
+
+class OnlinePlanner:
+    """What online selection carries from one region to the next.
+
+    Args:
+        settings: Of the strategy.
+        task: Sizes and randomness of the run.
+        num_candidates: r.
+    """
+
+    def __init__(self, settings: OnlineSelection, task: Task, num_candidates: int) -> None:
+        self._settings = settings
+        self._task = task
+        self._num_candidates = num_candidates
+        self._memory = ExampleMemory(task.num_examples)
+        self._deck = Deck(task.num_examples, task.generator)
+        self._drawn = 0  # examples planned so far
+        self._left_out = torch.zeros(task.num_examples, dtype=torch.bool)
+        self._gave_up = False
+        self._has_warned = False
+        self._said: tuple[Any, ...] = ()
+
+    @property
+    def active(self) -> Tensor:
+        """Which examples are not left out, bool, shape (n,)."""
+        return ~self._left_out
+
+    def observe(self, indices: Tensor, losses: Tensor) -> None:
+        """Hear the losses of a mini-batch that was trained on."""
+        self._memory.tell(indices, losses)
+
+    def remember(self, indices: Tensor, errors: Tensor) -> None:
+        """Hear the derivatives of its losses by the outputs."""
+        self._memory.tell_errors(indices, errors)
+
+    def next_region(self, examples: Examples, step: int) -> Region:
+        """Read the situation and plan what follows.
+
+        Args:
+            examples: The data set; only its clock is asked for.
+            step: Optimizer steps taken so far.
+
+        Returns:
+            Random mini-batches in the first pass, selected ones after it.
+
+        Raises:
+            ValueError: If nothing was seen and that is an error.
+        """
+        n = self._task.num_examples
+        self._memory.take_in(self._drawn // n)
+        known = self._memory.known
+        unknown = n - int(known.sum())
+        if self._drawn and unknown == n and not self._task.is_preview:
+            self._nothing_seen()
+        with examples.timed("select"):
+            late = self._drawn >= _PATIENCE * n
+            if self._gave_up or (unknown and not late) or unknown > n // 2:
+                batches = self._random_batches()
+                record: dict[str, Any] = {"updated": False, "selected": False}
+            else:
+                situation = self._read_situation(known)
+                batches = self._selected_batches(situation, known)
+                record = {
+                    "updated": True,
+                    "selected": True,
+                    "left_out": int(self._left_out.sum()),
+                    **situation._asdict(),
+                }
+        self._drawn += sum(len(batch) for batch in batches)
+        return Region([MiniBatch.unweighted(batch) for batch in batches], record=record)
+
+    def _nothing_seen(self) -> None:
+        what = f"nothing of training was seen so far. {self._task.explain_silence()}"
+        if self._settings.if_unseen == "error":
+            raise ValueError(f"OnlineSelection needs what training computes; {what}")
+        self._gave_up = True
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"selection is off, and batches are random: {what}", UserWarning, stacklevel=6
+            )
+
+    def _read_situation(self, known: Tensor) -> Situation:
+        settings, memory = self._settings, self._memory
+        has_classes = memory.num_outputs > 1 and memory.is_cross_entropy
+        noise, imbalance = None, 1.0
+        if has_classes:
+            noise = self._estimate_noise(known) if settings.noise == "auto" else settings.noise
+            counts = memory.given[known].bincount()
+            counts = counts[counts > 0]
+            imbalance = float(counts.max()) / float(counts.min())
+            if len(counts) == 1:
+                has_classes = False
+        self._left_out = torch.zeros_like(known)
+        if noise is not None and (noise > _CLEAN or settings.noise != "auto"):
+            self._left_out = suspicious(memory.margin, noise, known)
+        if settings.balance is not None:
+            balance = settings.balance if has_classes else 0.0
+        else:
+            balance = 1.0 if imbalance >= _UNBALANCED else 0.0
+        situation = Situation(self._choose_rule(noise, balance), noise, imbalance, balance)
+        self._say(situation)
+        return situation
+
+    def _choose_rule(self, noise: float | None, balance: float) -> str:
+        memory = self._memory
+        if not memory.num_outputs:
+            return "random"  # losses alone
+        if self._settings.rule != "auto":
+            return self._settings.rule
+        if balance > 0 or memory.num_outputs <= _FEW_CLASSES:
+            return "random"
+        return "norm" if noise is not None and noise > _CLEAN else "cover"
+
+    def _estimate_noise(self, known: Tensor) -> float | None:
+        """Estimate from what was seen in the last pass, each standing for those not looked at."""
+        memory = self._memory
+        now = self._drawn // self._task.num_examples
+        recent = known & (memory.seen_at >= now - 1)
+        weights = torch.ones(len(known))
+        if self._settings.second_look > 0:
+            weights[self._left_out] = self._weight_of_left_out(recent)
+        estimate: LabelNoise | None = estimate_label_noise(
+            memory.p_given[recent], memory.p_other[recent], weights[recent]
+        )
+        return None if estimate is None else estimate.share
+
+    def _weight_of_left_out(self, recent: Tensor) -> float:
+        seen = int((recent & self._left_out).sum())
+        return int(self._left_out.sum()) / seen if seen else 1.0
+
+    def _say(self, situation: Situation) -> None:
+        said = (situation.rule, round(situation.noise or 0.0, 2), situation.balance)
+        if said != self._said and not self._task.is_preview:
+            self._said = said
+            noise = "unknown" if situation.noise is None else f"{situation.noise:.1%}"
+            _log.info(
+                "selection by %s; wrong labels: %s, %d examples left out; classes 1:%.0f, "
+                "balanced by %g",
+                situation.rule,
+                noise,
+                int(self._left_out.sum()),
+                situation.imbalance,
+                situation.balance,
+            )
+
+    def _random_batches(self) -> list[Tensor]:
+        """Draw the mini-batches of a pass that come next, some of them: then look again."""
+        task = self._task
+        left = task.num_examples - self._drawn % task.num_examples
+        steps = min(math.ceil(left / (task.batch_size * task.batches_per_step)), _RANDOM_STEPS)
+        return [self._deck.draw(task.batch_size) for _ in range(steps * task.batches_per_step)]
+
+    def _selected_batches(self, situation: Situation, known: Tensor) -> list[Tensor]:
+        """Cut a pass over what is in play into groups of candidates, and pick from each."""
+        m = self._task.batch_size
+        candidates = self._candidates(situation, known)
+        again = self._again(len(candidates))
+        per_batch = min(math.ceil(len(again) * m / max(len(candidates), 1)), m // 2)
+        size = m - per_batch if len(again) else m
+        r = self._num_candidates if situation.rule != "random" else size
+        r = max(min(r, len(candidates)), size)
+        count = max(len(candidates) // r, 1)
+        accumulated = self._task.batches_per_step
+        count = max(count // accumulated, 1) * accumulated
+        while len(candidates) < count * r:  # a pool smaller than a step
+            candidates = torch.cat([candidates, candidates])
+        groups = candidates[: count * r].view(count, r)
+        picks = [
+            pick
+            for some in groups.split(_GROUPS_AT_ONCE)
+            for pick in some.gather(1, self._pick(situation.rule, some, size))
+        ]
+        if len(again):
+            picks = [
+                torch.cat(
+                    [pick, again[torch.arange(k * per_batch, (k + 1) * per_batch) % len(again)]]
+                )
+                for k, pick in enumerate(picks)
+            ]
+        return picks
+
+    def _candidates(self, situation: Situation, known: Tensor) -> Tensor:
+        """List one pass over what is in play, in random order, rare classes more than once."""
+        pool = (~self._left_out).nonzero().squeeze(1)
+        if situation.balance > 0:
+            given = self._memory.given[pool].long()
+            _, classes, counts = given.unique(return_inverse=True, return_counts=True)
+            rates = class_shares(counts, situation.balance)[classes]
+            pool = pool.repeat_interleave(repeats(rates, self._task.generator))
+        return pool[torch.randperm(len(pool), generator=self._task.generator)]
+
+    def _again(self, num_candidates: int) -> Tensor:
+        """Choose what is looked at again of what is left out, in random order."""
+        out = self._left_out.nonzero().squeeze(1)
+        count = math.ceil(self._settings.second_look * len(out))
+        return out[torch.randperm(len(out), generator=self._task.generator)[:count]]
+
+    def _pick(self, rule: str, groups: Tensor, size: int) -> Tensor:
+        if rule == "random":
+            return torch.arange(size).expand(len(groups), size)
+        if rule == "cover":
+            return pick_cover(self._memory.sketch[groups], size)
+        norms = self._memory.norm[groups].nan_to_num(nan=1.0)
+        return draw_by_norm(norms, size, _EXPONENT, self._task.generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is remembered, and where in the pass the run is."""
+        return {
+            "memory": self._memory.state_dict(),
+            "deck": self._deck.state_dict(),
+            "drawn": self._drawn,
+            "left_out": self._left_out.clone(),
+            "gave_up": self._gave_up,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self._memory.load_state_dict(state["memory"])
+        self._deck.load_state_dict(state["deck"])
+        self._drawn = state["drawn"]
+        self._left_out = state["left_out"].clone()
+        self._gave_up = state["gave_up"]

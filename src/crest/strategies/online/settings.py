@@ -1,0 +1,72 @@
+"""Online selection: settings, each part of which can be set or switched off."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from crest.strategies.coresets import resolve_num_candidates
+from crest.strategies.online.planner import OnlinePlanner
+from crest.strategies.protocol import Planner, Task
+
+__all__ = ["OnlineSelection"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineSelection:
+    """Select from what training itself shows, which costs no pass of its own; the default.
+
+    Nothing has to be told: the loader sees outputs and gradients in the loop by itself. The first
+    pass is random. From then on, at the start of each region, the strategy reads the situation from
+    what was seen, and says in the records of the history what it does:
+
+    - how many labels are wrong (`noise`), and leaves as many of the most suspicious examples out
+      (`left_out`), but for some that are looked at again;
+    - whether classes are unbalanced (`imbalance`), and then draws rare ones more often;
+    - which `rule` picks m of r candidates: a cover of the remembered gradients where labels are
+      clean, a milder draw by their norm where some are wrong, and chance where neither was found to
+      help: few classes, or long tails.
+
+    Where a part cannot apply it is left out: without classes nothing is balanced or suspected, and
+    for sequences the loss alone is remembered.
+
+    Args:
+        rule: How candidates are picked. `"auto"` as told above; `"cover"`, `"norm"` or `"random"`
+            for one of the three throughout.
+        noise: Share of wrong labels, in [0, 1). `"auto"` estimates it; 0 leaves nothing out.
+        balance: How far classes are balanced, from 0, in proportion to the data, to 1, all alike.
+            None: 1 where the largest class has three times the examples of the smallest or more.
+        num_candidates: r, in [m, n]. None: four mini-batches, or n if that is less.
+        second_look: Share of what is left out that is trained on again in a pass, in [0, 1].
+        if_unseen: What to do where nothing of training can be seen: `"error"`, or `"random"`
+            batches with one warning, as the loader's default does.
+
+    Raises:
+        ValueError: If a value is out of its range.
+
+    Example:
+        >>> OnlineSelection(noise=0).rule
+        'auto'
+    """
+
+    rule: Literal["auto", "cover", "norm", "random"] = "auto"
+    noise: float | Literal["auto"] = "auto"
+    balance: float | None = None
+    num_candidates: int | None = None
+    second_look: float = 0.1
+    if_unseen: Literal["error", "random"] = "error"
+
+    def start(self, task: Task) -> Planner:
+        """Begin with a whole pass.
+
+        Args:
+            task: Sizes and randomness of the run.
+
+        Returns:
+            A planner at step 0.
+
+        Raises:
+            ValueError: If `num_candidates` does not fit the task.
+        """
+        r = resolve_num_candidates(self.num_candidates, task, batches=4)
+        return OnlinePlanner(self, task, r)
