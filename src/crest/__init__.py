@@ -16,5 +16,7 @@ from crest.strategies import LossPruning as LossPruning
 from crest.strategies import Random as Random
 from crest.strategies import RememberedGradients as RememberedGradients
 from crest.strategies import SelectiveBackprop as SelectiveBackprop
+from crest.strategies import register_strategy as register_strategy
+from crest.strategies import registered_strategies as registered_strategies
 
 __version__ = "0.1.0"
