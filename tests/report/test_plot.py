@@ -3,9 +3,11 @@
 import pytest
 from PIL import Image
 
-from crest.lab.run.settings import STRATEGIES
+from crest import registered_strategies
 from crest.report import plot
 from crest.report.plot import plot_comparison
+
+WORDS = list(registered_strategies())
 
 
 def test_the_figure_is_a_picture_with_both_panels(make_record, tmp_path, monkeypatch):
@@ -22,13 +24,11 @@ def test_the_figure_is_a_picture_with_both_panels(make_record, tmp_path, monkeyp
     records = [
         make_record(strategy, seed=seed, accuracy=0.5 + seed / 10)
         for seed in (0, 1)
-        for strategy in STRATEGIES
+        for strategy in WORDS
     ]
     plot_comparison(records, path)
-    assert sorted(drawn) == sorted(
-        (name, key) for name in STRATEGIES for key in ("step", "seconds")
-    )
-    assert len(styles) == len({style for _, style in styles}) == len(STRATEGIES)
+    assert sorted(drawn) == sorted((name, key) for name in WORDS for key in ("step", "seconds"))
+    assert len(styles) == len({style for _, style in styles}) == len(WORDS)
     with Image.open(path) as image:
         image.load()
         assert image.width > 1.5 * image.height

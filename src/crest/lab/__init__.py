@@ -12,6 +12,5 @@ from crest.lab.run.diagnosis import DIAGNOSTICS as DIAGNOSTICS
 from crest.lab.run.planning import DEFAULTS as DEFAULTS
 from crest.lab.run.planning import plan_runs as plan_runs
 from crest.lab.run.results import Results as Results
-from crest.lab.run.settings import STRATEGIES as STRATEGIES
 from crest.lab.run.settings import RunSettings as RunSettings
 from crest.lab.run.training import train as train
