@@ -8,9 +8,9 @@ from typing import Any
 from crest.cli.training import add_options, refuse_failures, train_all
 from crest.cli.words import integers, listed, words
 from crest.lab.optional import require
-from crest.report.plot import plot_comparison
+from crest.report.comparison_figure import plot_comparison
+from crest.report.comparison_table import format_table
 from crest.report.summary import verdict
-from crest.report.table import format_table
 from crest.strategies import Crest, Full, Random, registered_strategies
 from crest.strategies.registry import word_of
 

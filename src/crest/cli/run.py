@@ -7,7 +7,7 @@ from typing import Any
 
 from crest.cli.training import add_options, train_all
 from crest.cli.words import listed
-from crest.report.table import format_table
+from crest.report.comparison_table import format_table
 from crest.strategies import Crest, registered_strategies
 from crest.strategies.registry import word_of
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from crest.lab.data.datasets import DATASETS
+from crest.strategies import registered_strategies
 
 __all__ = [
     "check_commas",
@@ -39,20 +40,21 @@ def check_commas(
     Raises:
         ValueError: If one of them stands behind a list.
     """
-    data = getattr(chosen, "data", None)
-    for word in [*unknown, *([] if data is None or data in DATASETS else [data])]:
+    data: str = getattr(chosen, "data", "")
+    passes_for_data = data.isdecimal() or data in registered_strategies()
+    for word in [*unknown, *([data] if passes_for_data else [])]:
         if word.startswith("-") or word not in arguments:
             continue
-        before = list(arguments[: arguments.index(word)])
+        before = [part for given in arguments for part in given.split("=", 1)]  # --seeds=0 is two
+        before = before[: before.index(word)]
         start = next((i for i in reversed(range(len(before))) if before[i][:2] == "--"), 0)
         if before and before[start] in _LISTS and start + 1 < len(before):
             several = [*before[start + 1 :], word]
-            if data is not None:  # which may stand behind the list
+            if data:  # which may stand behind the list
                 several = [name for name in several if name not in DATASETS]
-            together = ",".join(several)
             raise ValueError(
                 f"{before[start]} takes several words as one: separate them by commas, as in "
-                f"{before[start]} {together}."
+                f"{before[start]} {','.join(several)}."
             )
 
 

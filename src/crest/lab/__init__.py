@@ -1,4 +1,4 @@
-"""Data sets, networks and runs of the paper's comparisons."""
+"""Experiments: data sets, networks, runs, and the paper's tables; for cli and report alone."""
 
 from crest.lab.data.datasets import DATASETS as DATASETS
 from crest.lab.data.datasets import load_dataset as load_dataset

@@ -1,4 +1,4 @@
-"""What defines a run."""
+"""What defines a run: its settings, checked, and the strategy that they make."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ import crest
 from crest.lab.data.protocol import LabelledData, Views
 from crest.lab.run.checkpoint import Checkpoint, Paused
 from crest.lab.run.diagnosis import Diagnosis, check_diagnostics, evenly_spaced
+from crest.lab.run.freed_memory import keep_freed_memory
 from crest.lab.run.learning_rate import learning_rate_factor
-from crest.lab.run.memory import keep_freed_memory
 from crest.lab.run.settings import VALIDATION_FRACTION, RunSettings
 
 __all__ = ["check", "count_steps", "train"]

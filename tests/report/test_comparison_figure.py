@@ -4,22 +4,22 @@ import pytest
 from PIL import Image
 
 from crest import registered_strategies
-from crest.report import plot
-from crest.report.plot import plot_comparison
+from crest.report import comparison_figure
+from crest.report.comparison_figure import plot_comparison
 
 WORDS = list(registered_strategies())
 
 
 def test_the_figure_is_a_picture_with_both_panels(make_record, tmp_path, monkeypatch):
     drawn, styles = [], set()
-    draw = plot._draw
+    draw = comparison_figure._draw
 
     def spy(panel, name, records, key, style):
         drawn.append((name, key))
         styles.add((name, style))
         draw(panel, name, records, key, style)
 
-    monkeypatch.setattr(plot, "_draw", spy)
+    monkeypatch.setattr(comparison_figure, "_draw", spy)
     path = tmp_path / "comparison.png"
     records = [
         make_record(strategy, seed=seed, accuracy=0.5 + seed / 10)

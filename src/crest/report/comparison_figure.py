@@ -1,4 +1,4 @@
-"""The figure of a comparison."""
+"""The figure of a comparison: accuracy against steps and seconds."""
 
 from __future__ import annotations
 
