@@ -16,6 +16,8 @@ from crest.strategies import (
     Random,
     RememberedGradients,
     SelectiveBackprop,
+    register_strategy,
+    registered_strategies,
 )
 
 __all__ = [
@@ -34,6 +36,8 @@ __all__ = [
     "RememberedGradients",
     "SelectiveBackprop",
     "facility_location",
+    "register_strategy",
+    "registered_strategies",
     "weighted_mean",
 ]
 

@@ -20,7 +20,7 @@ from crest.data_view import DataView, cheaper_observer
 from crest.history import History
 from crest.looking.observer import Observer
 from crest.open_region import OpenRegion
-from crest.options import LoaderOptions, Look
+from crest.options import BUDGET, LoaderOptions, Look
 from crest.order import (
     check_loader,
     check_sampler,
@@ -40,6 +40,7 @@ from crest.strategies.protocol import (
     RemembersGradients,
     Task,
 )
+from crest.strategies.registry import make_strategy
 from crest.watching.errors import output_gradients
 from crest.watching.parameters import ParameterWatch
 
@@ -66,7 +67,9 @@ class CoresetLoader:
         model: The model that is trained; the loader only looks at it.
         loss_fn: `loss_fn(output, target)` for batches `(inputs, targets)`, or `loss_fn(model,
             batch)`, told by the name of the first argument. Returns one loss per example.
-        strategy: How mini-batches are picked; `Crest()` if None.
+        strategy: How mini-batches are picked, as an object or by its word, such as `"greedy"`:
+            `crest.registered_strategies()` lists them, a word takes the defaults, and subsets of
+            the size of the budget. `Crest()` if None.
         budget: Share of the batches of `train_loader` in one epoch of this loader, in (0, 1].
         batch_size: m. None: that of `train_loader`.
         accumulation_steps: Batches accumulated for one optimizer step; an epoch is a whole number
@@ -112,7 +115,7 @@ class CoresetLoader:
         model: nn.Module,
         *,
         loss_fn: Callable[..., Tensor],
-        strategy: Strategy | None = None,
+        strategy: Strategy | str | None = None,
         budget: float = 0.1,
         batch_size: int | None = None,
         accumulation_steps: int = 1,
@@ -125,6 +128,8 @@ class CoresetLoader:
     ) -> None:
         length = self._dataset_length = check_loader(train_loader)
         check("model", model, _MODEL)
+        if isinstance(strategy, str):
+            strategy = make_strategy(strategy, budget=check("budget", budget, BUDGET))
         options = self._options = LoaderOptions(
             loss_fn=loss_fn,
             strategy=Crest() if strategy is None else strategy,

@@ -22,7 +22,7 @@ from crest.checks import (
     whole,
 )
 
-__all__ = ["LoaderOptions", "Look"]
+__all__ = ["BUDGET", "LoaderOptions", "Look"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ class LoaderOptions:
         if not callable(getattr(self.strategy, "start", None)) or isinstance(self.strategy, type):
             raise ArgumentTypeError(
                 "strategy must be a strategy of crest, such as crest.Crest(), crest.Craig() or "
-                f"crest.Random(); got {self.strategy!r}."
+                f"crest.Random(), or the word of one; got {self.strategy!r}."
             )
         check_fields(self, _LOADER_RULES)
 
@@ -165,11 +165,11 @@ class LoaderOptions:
         }
 
 
+BUDGET = number(0, 1, above=True, text="in (0, 1], the share of steps to take; write 0.1 for 10 %")
+
 _LOADER_RULES = {
     "loss_fn": function(),
-    "budget": number(
-        0, 1, above=True, text="in (0, 1], the share of steps to take; write 0.1 for 10 %"
-    ),
+    "budget": BUDGET,
     "batch_size": whole(1),
     "accumulation_steps": whole(1),
     "seed": whole(0, 2**63 - 2, "in [0, 2**63 - 2]"),

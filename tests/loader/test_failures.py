@@ -30,7 +30,7 @@ def test_a_budget_outside_its_range_is_refused(budget):
         make_loader(budget=budget)
 
 
-@pytest.mark.parametrize("strategy", ["crest", crest.Crest, 3], ids=str)
+@pytest.mark.parametrize("strategy", [b"crest", crest.Crest, 3], ids=str)
 def test_what_is_no_strategy_is_refused(strategy):
     with pytest.raises(
         TypeError, match=r"strategy must be a strategy of crest, such as crest\.Crest\(\)"

@@ -10,5 +10,9 @@ from crest.strategies.greedy import GreedyMiniBatch as GreedyMiniBatch
 from crest.strategies.loss_pruning import LossPruning as LossPruning
 from crest.strategies.protocol import Strategy as Strategy
 from crest.strategies.random import Random as Random
+from crest.strategies.registry import Paper as Paper
+from crest.strategies.registry import StrategyEntry as StrategyEntry
+from crest.strategies.registry import register_strategy as register_strategy
+from crest.strategies.registry import registered_strategies as registered_strategies
 from crest.strategies.remembered import RememberedGradients as RememberedGradients
 from crest.strategies.selective_backprop import SelectiveBackprop as SelectiveBackprop

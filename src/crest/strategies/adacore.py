@@ -13,11 +13,25 @@ from crest.looking.gradients import LastLayerGradients
 from crest.quadratic import SmoothedMoments, gradient_and_hessian_diagonal, rademacher_probes
 from crest.selection import facility_location
 from crest.strategies.protocol import Examples, MiniBatch, Planner, Task
+from crest.strategies.registry import Paper, register_strategy
 from crest.strategies.subsets import Share, SubsetPlanner, SubsetSettings
 
 __all__ = ["AdaCore"]
 
 
+@register_strategy(
+    "adacore",
+    line="A coreset for each epoch, on gradients divided by the curvature of the last layer",
+    needs=("passes",),
+    paper=Paper(
+        "Adaptive Second Order Coresets for Data-efficient Machine Learning",
+        "Pooladzandi, Davini, Mirzasoleiman",
+        "ICML",
+        2022,
+    ),
+    follows={"subset_fraction": "budget"},
+    is_baseline=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class AdaCore(SubsetSettings):
     """Pick the examples whose preconditioned gradients stand best for all others.
@@ -62,18 +76,8 @@ class AdaCore(SubsetSettings):
                 raise ValueError(f"{name} must be {rule}; got {getattr(self, name)}.")
 
     def start(self, task: Task) -> Planner:
-        """Begin with the first selection.
-
-        Args:
-            task: Sizes and randomness of the run.
-
-        Returns:
-            A planner at step 0.
-
-        Raises:
-            ValueError: If the settings do not fit the task, or the loader looks at a cheaper model
-                or view: its gradients would be divided by the curvature of another.
-        """
+        """Begin a run, see `Strategy.start`."""
+        # Gradients of a cheaper model or view would be divided by the curvature of another.
         task.refuse_cheaper_looks("AdaCore")
         return _AdaCorePlanner(self, task)
 

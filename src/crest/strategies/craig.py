@@ -10,11 +10,25 @@ from torch import Tensor
 from crest.looking.gradients import LastLayerGradients
 from crest.selection import facility_location
 from crest.strategies.protocol import Examples, Planner, Task
+from crest.strategies.registry import Paper, register_strategy
 from crest.strategies.subsets import Share, SubsetPlanner, SubsetSettings
 
 __all__ = ["Craig"]
 
 
+@register_strategy(
+    "craig",
+    line="A coreset of the whole data set for each epoch, by facility location",
+    needs=("passes",),
+    paper=Paper(
+        "Coresets for Data-efficient Training of Machine Learning Models",
+        "Mirzasoleiman, Bilmes, Leskovec",
+        "ICML",
+        2020,
+    ),
+    follows={"subset_fraction": "budget"},
+    is_baseline=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class Craig(SubsetSettings):
     """Pick the examples whose gradients stand best for all others, Eq. (5) over the whole data.
@@ -32,17 +46,7 @@ class Craig(SubsetSettings):
     """
 
     def start(self, task: Task) -> Planner:
-        """Begin with the first selection.
-
-        Args:
-            task: Sizes and randomness of the run.
-
-        Returns:
-            A planner at step 0.
-
-        Raises:
-            ValueError: If the settings do not fit the task.
-        """
+        """Begin a run, see `Strategy.start`."""
         return SubsetPlanner(self, task, _pick, reads_inputs=False)
 
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 from crest.looking.gradients import LastLayerGradients
 from crest.randomness import preserved_order, seeded
 from crest.strategies.protocol import Examples, Planner, Task
+from crest.strategies.registry import Paper, register_strategy
 from crest.strategies.subsets import Share, SubsetPlanner, SubsetSettings
 
 __all__ = ["Glister"]
@@ -20,6 +21,19 @@ __all__ = ["Glister"]
 _ROUNDING = 1e-3  # of probabilities that are told from losses and errors in float32
 
 
+@register_strategy(
+    "glister",
+    line="The examples for each epoch that lower the loss on a held-out set most",
+    needs=("passes", "validation_loader", "lr"),
+    paper=Paper(
+        "GLISTER: Generalization based Data Subset Selection for Efficient and Robust Learning",
+        "Killamsetty, Sivasubramanian, Ramakrishnan, Iyer",
+        "AAAI",
+        2021,
+    ),
+    follows={"subset_fraction": "budget", "lr": "lr"},
+    is_baseline=True,
+)
 @dataclass(frozen=True)
 class Glister(SubsetSettings):
     """Pick greedily what lowers the validation loss most, looking one pass of training ahead.
@@ -80,18 +94,7 @@ class Glister(SubsetSettings):
         object.__setattr__(self, "validation_loader", validation_loader)
 
     def start(self, task: Task) -> Planner:
-        """Begin with the first selection.
-
-        Args:
-            task: Sizes and randomness of the run.
-
-        Returns:
-            A planner at step 0.
-
-        Raises:
-            ValueError: If the settings do not fit the task, or the validation set is empty or
-                shares examples with it.
-        """
+        """Begin a run, see `Strategy.start`; refuses validation examples that are trained on."""
         loader = cast("DataLoader[Any]", vars(self)["validation_loader"])
         # Should a sampler draw them, the same examples in every process.
         with seeded(0), preserved_order(loader):

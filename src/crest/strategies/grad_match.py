@@ -10,11 +10,26 @@ from torch import Tensor
 from crest.looking.gradients import LastLayerGradients
 from crest.selection.matching_pursuit import matching_pursuit
 from crest.strategies.protocol import Examples, Planner, Task
+from crest.strategies.registry import Paper, register_strategy
 from crest.strategies.subsets import Share, SubsetPlanner, SubsetSettings
 
 __all__ = ["GradMatch"]
 
 
+@register_strategy(
+    "grad_match",
+    line="A weighted subset for each epoch whose gradient matches that of the data set",
+    needs=("passes",),
+    paper=Paper(
+        "GRAD-MATCH: Gradient Matching based Data Subset Selection for Efficient Deep Model "
+        "Training",
+        "Killamsetty, Sivasubramanian, Ramakrishnan, De, Iyer",
+        "ICML",
+        2021,
+    ),
+    follows={"subset_fraction": "budget"},
+    is_baseline=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class GradMatch(SubsetSettings):
     """Match the sum of all last-layer gradients by orthogonal matching pursuit.
@@ -47,17 +62,7 @@ class GradMatch(SubsetSettings):
             raise ValueError(f"ridge must be > 0; got {self.ridge}.")
 
     def start(self, task: Task) -> Planner:
-        """Begin with the first selection.
-
-        Args:
-            task: Sizes and randomness of the run.
-
-        Returns:
-            A planner at step 0.
-
-        Raises:
-            ValueError: If the settings do not fit the task.
-        """
+        """Begin a run, see `Strategy.start`."""
         return SubsetPlanner(self, task, self._pick)
 
     def _pick(

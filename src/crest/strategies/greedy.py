@@ -8,10 +8,19 @@ from typing import Any
 from crest.pool import Pool
 from crest.strategies.coresets import Features, default_subset_size, select_coresets
 from crest.strategies.protocol import Examples, Planner, Region, Task
+from crest.strategies.registry import THIS_PAPER, register_strategy
 
 __all__ = ["GreedyMiniBatch"]
 
 
+@register_strategy(
+    "greedy",
+    line="A new coreset of a random subset for each step, nothing checked or excluded",
+    needs=("passes",),
+    paper=THIS_PAPER,
+    is_baseline=True,
+    style=("#009e73", "-."),
+)
 @dataclass(frozen=True)
 class GreedyMiniBatch:
     """Pick each mini-batch by facility location from a fresh random subset.
@@ -34,17 +43,7 @@ class GreedyMiniBatch:
             raise ValueError(f"features must be logits, input or weight; got {self.features!r}.")
 
     def start(self, task: Task) -> Planner:
-        """Begin with all examples in play.
-
-        Args:
-            task: Sizes and randomness of the run.
-
-        Returns:
-            A planner at step 0.
-
-        Raises:
-            ValueError: If the settings do not fit the task.
-        """
+        """Begin a run, see `Strategy.start`."""
         return _GreedyPlanner(self, task)
 
 

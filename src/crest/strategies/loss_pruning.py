@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from crest.strategies.protocol import Examples, MiniBatch, Planner, Region, Task
+from crest.strategies.registry import Paper, register_strategy
 from crest.watching.memory import LastSeen
 
 __all__ = ["LossPruning"]
@@ -17,6 +18,19 @@ __all__ = ["LossPruning"]
 _EXAMPLES_AT_ONCE = 2048  # in memory, while losses are measured
 
 
+@register_strategy(
+    "loss_pruning",
+    line="Passes over the data that leave out some of what has a small loss (InfoBatch)",
+    needs=("losses",),
+    paper=Paper(
+        "InfoBatch: Lossless Training Speed Up by Unbiased Dynamic Data Pruning",
+        "Qin, Wang, Zheng, Gu, Peng, Xu, Zhou, Shang, Sun, Xie, You",
+        "ICLR",
+        2024,
+    ),
+    follows={"num_steps": "num_steps"},
+    is_baseline=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class LossPruning:
     """Pass over the data, leaving out some of what has a small loss, and let the rest count more.
@@ -66,17 +80,7 @@ class LossPruning:
             raise ValueError(f"pruned_share must be in [0, 1]; got {self.pruned_share}.")
 
     def start(self, task: Task) -> Planner:
-        """Begin with a whole pass.
-
-        Args:
-            task: Sizes and randomness of the run.
-
-        Returns:
-            A planner at step 0.
-
-        Raises:
-            ValueError: If the loader looks at a cheaper model or view.
-        """
+        """Begin a run, see `Strategy.start`."""
         task.refuse_cheaper_looks("LossPruning")
         return _PruningPlanner(self, task)
 

@@ -14,6 +14,7 @@ from crest.pool import Deck
 from crest.selection import facility_location
 from crest.strategies.coresets import resolve_num_candidates, split_subsets
 from crest.strategies.protocol import Examples, MiniBatch, Planner, Region, Task
+from crest.strategies.registry import register_strategy
 from crest.watching.memory import LastSeen
 
 __all__ = ["RememberedGradients"]
@@ -22,6 +23,13 @@ _RANDOM_STEPS = 64  # planned at once: a loop that observes nothing hears of it 
 _PATIENCE = 1.5  # passes until examples that were not observed are missed
 
 
+@register_strategy(
+    "remembered",
+    line="Coresets by the gradients that training has shown before, at no cost",
+    needs=("losses", "outputs"),
+    style=("#cc79a7", "-"),
+    unselected="it selects once every example was trained on, after a pass",
+)
 @dataclass(frozen=True)
 class RememberedGradients:
     """Pick each mini-batch by facility location on gradients that training has shown before.
@@ -54,17 +62,7 @@ class RememberedGradients:
     num_candidates: int | None = None
 
     def start(self, task: Task) -> Planner:
-        """Begin with a whole pass.
-
-        Args:
-            task: Sizes and randomness of the run.
-
-        Returns:
-            A planner at step 0.
-
-        Raises:
-            ValueError: If `num_candidates` does not fit the task.
-        """
+        """Begin a run, see `Strategy.start`."""
         r = resolve_num_candidates(self.num_candidates, task, batches=4)
         return _RememberingPlanner(task, r)
 

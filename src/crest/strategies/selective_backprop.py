@@ -11,10 +11,23 @@ from torch import Tensor
 from crest.pool import Deck, systematic_sample
 from crest.strategies.coresets import resolve_num_candidates
 from crest.strategies.protocol import Examples, MiniBatch, Planner, Region, Task
+from crest.strategies.registry import Paper, register_strategy
 
 __all__ = ["SelectiveBackprop"]
 
 
+@register_strategy(
+    "selective_backprop",
+    line="Of many random candidates, those with a high loss",
+    needs=("passes",),
+    paper=Paper(
+        "Accelerating Deep Learning by Focusing on the Biggest Losers",
+        "Jiang, Wong, Zhou, Andersen, Dean, Ganger, Joshi, Kaminsky, Kozuch, Lipton, Pillai",
+        "arXiv",
+        2019,
+    ),
+    is_baseline=True,
+)
 @dataclass(frozen=True)
 class SelectiveBackprop:
     """Keep m of r random candidates, each with a probability that grows with its loss.
@@ -53,18 +66,7 @@ class SelectiveBackprop:
             )
 
     def start(self, task: Task) -> Planner:
-        """Begin with all examples in play.
-
-        Args:
-            task: Sizes and randomness of the run.
-
-        Returns:
-            A planner at step 0.
-
-        Raises:
-            ValueError: If `num_candidates` does not fit the task, or the loader looks at a cheaper
-                model or view.
-        """
+        """Begin a run, see `Strategy.start`."""
         task.refuse_cheaper_looks("SelectiveBackprop")
         r = resolve_num_candidates(self.num_candidates, task, batches=3)
         return _SelectivePlanner(self, task, r)

@@ -7,12 +7,7 @@ import pytest
 import crest
 from baselines import make_task
 from crest.lab.run.planning import DEFAULTS, plan_runs
-from crest.lab.run.settings import (
-    STRATEGIES,
-    VALIDATION_FRACTION,
-    RunSettings,
-    build_strategy,
-)
+from crest.lab.run.settings import VALIDATION_FRACTION, RunSettings, build_strategy
 
 
 def make(strategy="random", **changes):
@@ -108,10 +103,11 @@ def test_runs_are_planned_seed_by_seed_with_defaults_of_the_data():
 
 
 def test_an_option_goes_to_the_strategies_that_have_it():
-    plan = plan_runs("digits", list(STRATEGIES), [0], options={"coreset_multiplier": 2})
+    words = list(crest.registered_strategies())
+    plan = plan_runs("digits", words, [0], options={"coreset_multiplier": 2})
     options = {run.strategy: dict(run.strategy_options) for run in plan}
     given = {"coreset_multiplier": 2}
-    assert options == {name: {} for name in STRATEGIES} | {"crest": given, "crest_paper": given}
+    assert options == {word: {} for word in words} | {"crest": given, "crest_paper": given}
 
 
 def test_crest_paper_is_crest_with_the_settings_of_the_paper():

@@ -8,10 +8,19 @@ from typing import Any, Literal
 from crest.strategies.coresets import Features
 from crest.strategies.crest.planner import CrestPlanner
 from crest.strategies.protocol import Planner, Task
+from crest.strategies.registry import THIS_PAPER, register_strategy
 
 __all__ = ["Crest"]
 
 
+@register_strategy(
+    "crest",
+    line="CREST at the lowest cost: coresets of random subsets, random batches where none pay",
+    needs=("passes",),
+    paper=THIS_PAPER,
+    style=("#d55e00", "-"),
+    unselected="coresets did not pay there (--option switch_off=False keeps it selecting)",
+)
 @dataclass(frozen=True)
 class Crest:
     """CREST, Algorithm 1 of the paper, at the lowest cost that was found to lose nothing.
@@ -137,18 +146,17 @@ class Crest:
         return self.curvature == "none" and self.error_threshold == 0
 
     def start(self, task: Task) -> Planner:
-        """Begin Algorithm 1 with all examples in play.
-
-        Args:
-            task: Sizes, labels and randomness of the run.
-
-        Returns:
-            A planner at step 0.
-
-        Raises:
-            ValueError: If the settings do not fit the task.
-        """
+        """Begin a run, see `Strategy.start`."""
         return CrestPlanner(self, task)
+
+
+register_strategy(
+    "crest_paper",
+    line="CREST as published: coresets of random subsets, kept while a quadratic model holds",
+    needs=("passes",),
+    paper=THIS_PAPER,
+    style=("#e69f00", "-"),
+)(Crest.paper)
 
 
 def _is_threshold(value: object) -> bool:
