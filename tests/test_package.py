@@ -11,7 +11,7 @@ import crest
 
 SOURCE = Path(crest.__file__).parent
 
-FLOOR = ["checks", "randomness"]
+FLOOR = ["checks", "data_checks", "randomness"]
 ROOMS = [
     "selection",
     "looking",

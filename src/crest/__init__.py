@@ -8,6 +8,7 @@ from crest.selection import facility_location as facility_location
 from crest.strategies import AdaCore as AdaCore
 from crest.strategies import Craig as Craig
 from crest.strategies import Crest as Crest
+from crest.strategies import CrestAdvanced as CrestAdvanced
 from crest.strategies import Full as Full
 from crest.strategies import Glister as Glister
 from crest.strategies import GradMatch as GradMatch

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import torch
 
 import crest
-from crest.checks import check_choice
+from crest.checks import ArgumentTypeError, check_choice
 from crest.lab.data.datasets import DATASETS, load_dataset
 from crest.lab.networks.text import TEXT_NETWORKS
 from crest.lab.networks.vision import NETWORKS
@@ -205,7 +205,7 @@ def _describe(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror is not None:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, (ValueError, ImportError, OSError)):
+    if isinstance(error, (ArgumentTypeError, ValueError, ImportError, OSError)):
         return text or type(error).__name__
     return f"{type(error).__name__}: {text} (--traceback shows where)"
 

@@ -8,11 +8,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from crest.checks import one_of
 from crest.looking.gradients import LastLayerGradients
 from crest.selection import Coreset, facility_location, last_layer_distances
 from crest.strategies.protocol import Examples, MiniBatch, Task
 
 __all__ = [
+    "FEATURES",
     "Features",
     "Selection",
     "default_subset_size",
@@ -23,6 +25,7 @@ __all__ = [
 ]
 
 Features = Literal["logits", "input", "weight"]
+FEATURES = one_of("logits", "input", "weight")  # the rule for a field of this type
 
 _ROUNDING = 1e-6  # of float32, relative
 _SUBSETS_AT_ONCE = 16

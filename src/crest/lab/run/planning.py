@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crest.checks import check_choice
 from crest.lab.data.datasets import DATASETS
-from crest.lab.run.settings import STRATEGIES, RunSettings
+from crest.lab.run.settings import STRATEGIES, RunSettings, option_types
 
 __all__ = ["DEFAULTS", "plan_runs"]
 
@@ -66,7 +65,7 @@ def plan_runs(
     known: dict[str, list[str]] = {}
     for strategy in strategies:
         check_choice("strategy", strategy, STRATEGIES)
-        known[strategy] = [field.name for field in dataclasses.fields(STRATEGIES[strategy])]
+        known[strategy] = list(option_types(strategy))
     options = options or {}
     for option in options:
         together = {name for names in known.values() for name in names}

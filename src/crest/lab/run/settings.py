@@ -11,10 +11,21 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from crest.checks import check_choice
+from crest.checks import (
+    SEED,
+    boolean,
+    check_choice,
+    check_fields,
+    instance,
+    many,
+    number,
+    optional,
+    whole,
+)
 from crest.lab.data.datasets import DATASETS, TEXT_DATASETS
 from crest.lab.networks.text import TEXT_NETWORKS
 from crest.lab.networks.vision import NETWORKS
+from crest.options import flat_settings
 from crest.strategies import (
     AdaCore,
     Craig,
@@ -38,6 +49,7 @@ __all__ = [
     "VALIDATION_FRACTION",
     "RunSettings",
     "build_strategy",
+    "option_types",
 ]
 
 # The schedule of "sgd_dagger" is that of full training, see `RunSettings.count_schedule_steps`.
@@ -67,6 +79,23 @@ VALIDATION_FRACTION = 0.1  # of the train images; glister looks at these and tra
 
 # Fields of a strategy that are those of the run, unless an option says otherwise.
 _FOLLOWED = {"subset_fraction": "budget", "lr": "lr"}
+
+
+_RULES = {
+    "seed": SEED,
+    "budget": number(0, 1, above=True, text="in (0, 1], the share of steps; write 0.1 for 10 %"),
+    "epochs": many(),
+    "batch_size": many(),
+    "lr": number(0, above=True),
+    "weight_decay": number(0),
+    "momentum": number(0, 1, below=True),
+    "augment": boolean(),
+    "evaluations": many(),
+    "device": instance(str, text="a word"),
+    "threads": whole(1, 2**15, text=">= 1 and <= 32768"),
+    "strategy_options": instance(Mapping, text="a mapping of fields to values"),
+    "num_steps": optional(whole(1, 10**15, ">= 1 and <= 10**15")),
+}
 
 
 @dataclass(frozen=True)
@@ -99,6 +128,7 @@ class RunSettings:
             `"reduce-overhead"` takes CUDA graphs on a GPU. None: not compiled.
 
     Raises:
+        TypeError: If a value is of a wrong kind.
         ValueError: If a name is unknown or a value out of its range.
     """
 
@@ -123,6 +153,7 @@ class RunSettings:
     compile: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, _RULES)
         check_choice("data", self.data, DATASETS)
         check_choice(
             "network", self.network, TEXT_NETWORKS if self.data in TEXT_DATASETS else [*NETWORKS]
@@ -133,21 +164,12 @@ class RunSettings:
         if self.compile is not None:
             check_choice("compile", self.compile, COMPILE_MODES)
         check_choice("strategy", self.strategy, STRATEGIES)
-        rules = [
-            ("seed", self.seed >= 0, ">= 0"),
-            ("budget", 0 < self.budget <= 1, "in (0, 1], the share of steps; write 0.1 for 10 %"),
-            ("epochs", self.epochs >= 1, ">= 1"),
-            ("batch_size", self.batch_size >= 1, ">= 1"),
-            ("lr", self.lr > 0, "> 0"),
-            ("weight_decay", self.weight_decay >= 0, ">= 0"),
-            ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
-            ("evaluations", self.evaluations >= 1, ">= 1"),
-            ("threads", self.threads >= 1, ">= 1"),
-            ("num_steps", self.num_steps is None or self.num_steps >= 1, ">= 1"),
-        ]
-        for name, holds, rule in rules:
-            if not holds:
-                raise ValueError(f"{name} must be {rule}; got {getattr(self, name)}.")
+        try:
+            torch.device(self.device)
+        except RuntimeError:
+            raise ValueError(
+                f'device must be "cpu", "cuda" or the like; got {self.device!r}.'
+            ) from None
         if self.strategy == "full":
             object.__setattr__(self, "budget", 1.0)
         self.make_strategy()
@@ -197,7 +219,7 @@ class RunSettings:
         """
         run = {field: getattr(self, name) for field, name in _FOLLOWED.items()}
         run["num_steps"] = num_steps
-        known = {field.name for field in dataclasses.fields(STRATEGIES[self.strategy])}
+        known = option_types(self.strategy)
         options = {name: value for name, value in run.items() if name in known}
         return build_strategy(
             self.strategy, options | dict(self.strategy_options), validation_loader
@@ -215,7 +237,7 @@ class RunSettings:
         """
         record = dataclasses.asdict(self)
         del record["strategy_options"]
-        fields = dataclasses.asdict(self.make_strategy())  # type: ignore[call-overload]
+        fields = flat_settings(self.make_strategy())
         if fields.get("num_steps", 0) is None:
             del fields["num_steps"]  # N, which follows from the rest and the data
         if self.strategy == "glister":
@@ -250,8 +272,8 @@ def build_strategy(
         GreedyMiniBatch(subset_size=500, features='weight')
     """
     check_choice("strategy", name, STRATEGIES)
-    known = [field.name for field in dataclasses.fields(STRATEGIES[name])]
-    hints = typing.get_type_hints(STRATEGIES[name])
+    hints = option_types(name)
+    known = list(hints)
     for option, value in options.items():
         if not known:
             raise ValueError(f"{name} must go without options, it has none; got {option!r}.")
@@ -265,8 +287,44 @@ def build_strategy(
         empty: DataLoader[Any] = DataLoader(TensorDataset(torch.empty(0)))
         held_out["validation_loader"] = empty if validation_loader is None else validation_loader
     make = Crest.paper if name == "crest_paper" else STRATEGIES[name]
-    strategy: Strategy = make(**options, **held_out)
+    grouped = {
+        group: kind(**{option: options[option] for option in options if option in names})
+        for group, (kind, names) in _groups(STRATEGIES[name]).items()
+    }
+    own = {field.name for field in dataclasses.fields(STRATEGIES[name])}
+    given = {option: value for option, value in options.items() if option in own}
+    strategy: Strategy = make(**given, **grouped, **held_out)
     return strategy
+
+
+def option_types(name: str) -> dict[str, Any]:
+    """List the options of a strategy: its fields, and those of its groups in their place.
+
+    Args:
+        name: One of `STRATEGIES`.
+
+    Returns:
+        Types by name of the field.
+    """
+    hints = _types(STRATEGIES[name])
+    for group, (kind, _) in _groups(STRATEGIES[name]).items():
+        del hints[group]
+        hints |= _types(kind)
+    return hints
+
+
+def _types(settings: type[Any]) -> dict[str, Any]:
+    hints = typing.get_type_hints(settings)
+    return {field.name: hints[field.name] for field in dataclasses.fields(settings)}
+
+
+def _groups(settings: type[Any]) -> dict[str, tuple[type[Any], list[str]]]:
+    """Find the fields that are dataclasses themselves, and the names of their fields."""
+    return {
+        name: (hint, list(_types(hint)))
+        for name, hint in _types(settings).items()
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint)
+    }
 
 
 def _fits(value: Any, hint: Any) -> bool:
