@@ -11,6 +11,7 @@ from torch import Tensor
 from crest.checks import one_of
 from crest.looking.gradients import LastLayerGradients
 from crest.selection import Coreset, facility_location, last_layer_distances
+from crest.selection.facility_location import cover
 from crest.strategies.protocol import Examples, MiniBatch, Task
 
 __all__ = [
@@ -149,7 +150,7 @@ def _pick(
     distances = last_layer_distances(
         gradients.errors[rows], gradients.inputs[rows], bias=gradients.bias
     )
-    return facility_location(distances=distances, batch_size=batch_size)
+    return cover(distances, batch_size)
 
 
 def default_subset_size(subset_size: int | None, task: Task) -> int:
