@@ -27,7 +27,7 @@ LAYERS = [
     FLOOR,
     ROOMS,
     ["strategies"],
-    ["history", "reader", "data_view", "order", "open_region", "batches", "resume"],
+    ["history", "reader", "data_view", "order", "open_region", "batches", "resume", "first_batch"],
     ["loader"],
     ["diagnostics"],
     ["lab"],

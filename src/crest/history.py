@@ -32,7 +32,9 @@ class History:
         updates: How often new coresets were picked.
         steps: Optimizer steps for which batches were handed out.
         seconds: Seconds for each of `select`, `features`, `quadratic`, `check`, `data`, `train`;
-            each second counts once.
+            each second counts once. Where the strategy does not look at the model, `check` has
+            those of one look at the first batch, which shows whether the loss is one per example;
+            `passes` and `cost` do not count it, as it serves no choice.
         passes: Forward, backward and Hessian passes of single examples, for each component.
         lag: Steps by which fetching ran ahead of training at the end of a region, at worst.
 

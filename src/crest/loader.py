@@ -17,6 +17,7 @@ from crest.batches import Attach, with_weights
 from crest.checks import SEED, check, instance, many, whole
 from crest.data_checks import check_indices
 from crest.data_view import DataView, cheaper_observer
+from crest.first_batch import FirstBatch
 from crest.history import History
 from crest.looking.observer import Observer
 from crest.open_region import OpenRegion
@@ -183,6 +184,7 @@ class CoresetLoader:
         )
         self._planner = options.strategy.start(self._task)
         self._training = ParameterWatch(model)
+        self._first = FirstBatch(self.observer, self.history)
         self._position = 0  # batches of the epoch handed out
         self._total = 0  # batches of the run handed out
         self._in_epoch = False
@@ -232,6 +234,7 @@ class CoresetLoader:
         try:
             while self._position < self._length:
                 planned, batch = self._fetch()
+                self._first.check(batch, len(planned.indices))
                 batch = with_weights(batch, planned.weights, planned.indices, self._options.attach)
                 self._position += 1
                 with self.history.timed_on_host("train"):
