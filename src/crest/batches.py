@@ -13,6 +13,8 @@ from crest.checks import check, tensor
 
 __all__ = ["Attach", "weighted_mean", "with_weights"]
 
+_TENSOR = tensor()
+
 Attach = Callable[[Any, Tensor, Tensor], Any]
 
 
@@ -37,8 +39,8 @@ def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
         >>> weighted_mean(torch.tensor([1.0, 3.0]), torch.tensor([1.5, 0.5]))
         tensor(1.5000)
     """
-    check("losses", losses, tensor())
-    check("weights", weights, tensor())
+    check("losses", losses, _TENSOR)
+    check("weights", weights, _TENSOR)
     if losses.ndim == 0:
         raise ValueError(
             "losses must be one per example, not their mean; got a scalar. "

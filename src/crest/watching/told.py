@@ -11,6 +11,9 @@ from crest.data_checks import check_indices
 
 __all__ = ["check_told"]
 
+_TENSOR = tensor()
+_OUTPUTS = optional(_TENSOR)
+
 
 def check_told(losses: Any, outputs: Any, indices: Any, last: Tensor | None) -> Tensor:
     """Refuse what is not told of the examples of a batch, without waiting for a device.
@@ -28,8 +31,8 @@ def check_told(losses: Any, outputs: Any, indices: Any, last: Tensor | None) -> 
         TypeError: If one of them is no tensor.
         ValueError: If there was no batch yet, or shapes or values do not fit.
     """
-    check("losses", losses, tensor())
-    check("outputs", outputs, optional(tensor()))
+    check("losses", losses, _TENSOR)
+    check("outputs", outputs, _OUTPUTS)
     if indices is not None:
         check_indices("indices", indices)
     if last is None:
