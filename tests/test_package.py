@@ -12,7 +12,7 @@ import crest
 
 SOURCE = Path(crest.__file__).parent
 
-FLOOR = ["checks", "randomness"]
+FLOOR = ["checks", "data_checks", "randomness"]
 ROOMS = [
     "selection",
     "looking",
@@ -28,7 +28,7 @@ LAYERS = [
     FLOOR,
     ROOMS,
     ["strategies"],
-    ["history", "reader", "data_view", "order", "open_region", "batches", "resume"],
+    ["history", "reader", "data_view", "order", "open_region", "batches", "resume", "first_batch"],
     ["loader"],
     ["diagnostics"],
     ["lab"],

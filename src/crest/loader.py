@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import functools
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
@@ -15,13 +14,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from crest.batches import Attach, with_weights
-from crest.checks import check, instance
+from crest.checks import SEED, check, instance, many, whole
+from crest.data_checks import check_indices
 from crest.data_view import DataView, cheaper_observer
+from crest.first_batch import FirstBatch
 from crest.history import History
 from crest.looking.observer import Observer
 from crest.open_region import OpenRegion
 from crest.options import BUDGET, LoaderOptions, Look
 from crest.order import (
+    check_length,
     check_loader,
     check_sampler,
     default_batch_size,
@@ -30,8 +32,8 @@ from crest.order import (
 )
 from crest.pool import UNKNOWN_CLASS
 from crest.randomness import order_generators, preserved_order, preserved_random_state
-from crest.reader import Reader, Request, place
-from crest.resume import STATE_VERSION, check_same, check_state
+from crest.reader import Reader, place
+from crest.resume import STATE_VERSION, check_same, check_state, damage_named
 from crest.strategies import Crest, Strategy
 from crest.strategies.protocol import (
     Excludes,
@@ -43,6 +45,7 @@ from crest.strategies.protocol import (
 from crest.strategies.registry import make_strategy
 from crest.watching.errors import output_gradients
 from crest.watching.parameters import ParameterWatch
+from crest.watching.told import check_told
 
 __all__ = ["CoresetLoader"]
 
@@ -186,6 +189,7 @@ class CoresetLoader:
         )
         self._planner = options.strategy.start(self._task)
         self._training = ParameterWatch(model)
+        self._first = FirstBatch(self.observer, self.history)
         self._position = 0  # batches of the epoch handed out
         self._total = 0  # batches of the run handed out
         self._in_epoch = False
@@ -234,7 +238,9 @@ class CoresetLoader:
         self._in_epoch = True
         try:
             while self._position < self._length:
-                batch = self._next_batch()
+                planned, batch = self._fetch()
+                self._first.check(batch, len(planned.indices))
+                batch = with_weights(batch, planned.weights, planned.indices, self._options.attach)
                 self._position += 1
                 with self.history.timed_on_host("train"):
                     yield batch
@@ -259,6 +265,7 @@ class CoresetLoader:
                 ahead of training, as Accelerate does.
 
         Raises:
+            TypeError: If an argument is no tensor.
             ValueError: If there was no batch yet, the shape is not that of its indices, or the
                 strategy needs outputs and the losses were not computed from those given.
 
@@ -274,17 +281,8 @@ class CoresetLoader:
             ...     loader.observe(losses, outputs)
             ...     weighted_mean(losses, weights).backward()
         """
-        if self.handed_out is None:
-            raise ValueError("observe needs a batch that was handed out; got none so far.")
-        if indices is None:
-            indices, whose = self.handed_out.indices, "the batch that was handed out last"
-        else:
-            whose = "indices"
-        if losses.shape != indices.shape:
-            raise ValueError(
-                f"losses must be one per example of {whose}, shape {tuple(indices.shape)}; got "
-                f"{tuple(losses.shape)}."
-            )
+        last = None if self.handed_out is None else self.handed_out.indices
+        indices = check_told(losses, outputs, indices, last)
         if isinstance(self._planner, LearnsFromTraining):
             # A copy: the loop may weight the losses in place, a CUDA graph write over them.
             self._planner.observe(indices, losses.detach().clone())
@@ -306,6 +304,10 @@ class CoresetLoader:
         Returns:
             Examples and weights of each, and the batch without weights, on the device of the model.
 
+        Raises:
+            TypeError: If `count` is no integer.
+            ValueError: If it is out of its range.
+
         Example:
             >>> from torch.utils.data import TensorDataset
             >>> data = TensorDataset(torch.randn(64, 4), torch.randint(2, (64,)))
@@ -314,6 +316,7 @@ class CoresetLoader:
             >>> [float(planned.weights.sum()) for planned, batch in loader.preview(3)]
             [8.0, 8.0, 8.0]
         """
+        count = check("count", count, many())
         branch = CoresetLoader(self._train_loader, self._model, **self._options.to_arguments())
         task = dataclasses.replace(branch._task, is_preview=True)
         branch._planner = self._options.strategy.start(task)
@@ -338,22 +341,28 @@ class CoresetLoader:
 
         Returns:
             The batches without weights, on the device of the model.
+
+        Raises:
+            TypeError: If an argument is of a wrong kind.
+            ValueError: If one is out of its range.
         """
-        generator = torch.Generator().manual_seed(seed)
-        seeds: list[int] = torch.randint(2**62, (len(batches),), generator=generator).tolist()
-        requests = [
-            Request(indices.tolist(), view_seed, collate=True)
-            for indices, view_seed in zip(batches, seeds, strict=True)
-        ]
-        stream = Reader(self._train_loader).stream(requests)
+        check("batches", batches, instance(list, tuple, text="a list of tensors"))
+        for indices in batches:
+            check_indices("batches", indices, self._dataset_length)
+        stream = Reader(self._train_loader).batches(batches, check("seed", seed, SEED))
         return (place(batch, self.observer.device) for batch in stream)
 
     def set_epoch(self, epoch: int) -> None:
         """Pass the epoch on to the sampler of the user's loader, if it wants to know.
 
         Args:
-            epoch: Number of the epoch that starts.
+            epoch: Number of the epoch that starts, >= 0.
+
+        Raises:
+            TypeError: If it is no integer.
+            ValueError: If it is negative.
         """
+        epoch = check("epoch", epoch, whole(0))
         set_epoch = getattr(self._train_loader.sampler, "set_epoch", None)
         if callable(set_epoch):
             set_epoch(epoch)
@@ -391,15 +400,16 @@ class CoresetLoader:
         """Continue where `state_dict` was called.
 
         The next iteration gives the batches that were left of that epoch, one that was broken off
-        included. Views that were held are
-        read again under their seeds, which gives the same pixels as long as the dataset draws its
-        randomness from torch, numpy or `random`.
+        included. Views that were held are read again under their seeds, which gives the same pixels
+        as long as the dataset draws its randomness from torch, numpy or `random`.
 
         Args:
             state: What `state_dict` returned.
 
         Raises:
-            ValueError: If it comes from another version, data set length or setting; names it.
+            TypeError: If it is no dict of a loader.
+            ValueError: If it comes from another version, data set length or setting, which is
+                named, or is damaged.
         """
         check_state(state, self._settings, self._dataset_length)
         generators = order_generators(self._train_loader)
@@ -407,19 +417,16 @@ class CoresetLoader:
         self._position = state["position"]
         self._in_epoch = self._resuming = state["in_epoch"]
         self._total = state["total"]
-        self._region.load_state_dict(state["region"])
         self._training.begin_anew()
-        self._plan_generator.set_state(state["plan_generator"].cpu())
-        self._view_generator.set_state(state["view_generator"].cpu())
-        for generator, saved in zip(generators, state["order_generators"], strict=True):
-            generator.set_state(saved.cpu())
-        self._examples.load_state_dict(state["examples"])
-        self._planner.load_state_dict(state["planner"])
-        self.history.load_state_dict(state["history"])
-
-    def _next_batch(self) -> Any:
-        planned, batch = self._fetch()
-        return with_weights(batch, planned.weights, planned.indices, self._options.attach)
+        with damage_named():
+            self._region.load_state_dict(state["region"])
+            self._plan_generator.set_state(state["plan_generator"].cpu())
+            self._view_generator.set_state(state["view_generator"].cpu())
+            for generator, saved in zip(generators, state["order_generators"], strict=True):
+                generator.set_state(saved.cpu())
+            self._examples.load_state_dict(state["examples"])
+            self._planner.load_state_dict(state["planner"])
+            self.history.load_state_dict(state["history"])
 
     def _fetch(self) -> tuple[MiniBatch, Any]:
         self._training.look()
@@ -435,28 +442,13 @@ class CoresetLoader:
 
     def _plan(self) -> None:
         """Ask the strategy for the next region, now that every step of the last one is taken."""
-        length = len(cast(Any, self._train_loader.dataset))
-        if length != self._dataset_length:
-            raise ValueError(
-                f"the dataset must keep its length, {self._dataset_length}; it has {length} now. "
-                "Make a new loader for other data."
-            )
+        check_length(self._train_loader, self._dataset_length)
         self.history.await_training()
         step = self._total // self._options.accumulation_steps
         region = self._planner.next_region(self._examples, step)
         self._region.open(region)
         if region.held and self._training.untrained:
-            self._report_lag()
+            lag = math.ceil(self._training.untrained / self._options.accumulation_steps)
+            self.history.report_lag(lag)
         steps = math.ceil(len(region.batches) / self._options.accumulation_steps)
         self.history.add_record({"step": step, "length": steps, **region.record})
-
-    def _report_lag(self) -> None:
-        lag = math.ceil(self._training.untrained / self._options.accumulation_steps)
-        if self.history.lag == 0:
-            warnings.warn(
-                f"a region was planned before {lag} step(s) on the last one were taken: batches "
-                "are fetched ahead of training, or optimizer steps were skipped. Selection works "
-                "on older parameters; history.lag tells how far.",
-                stacklevel=4,
-            )
-        self.history.lag = max(self.history.lag, lag)

@@ -123,7 +123,7 @@ def test_runs_that_diverge_are_named_and_the_others_shown(tmp_path, capsys, monk
         ("compare digits --seed 0", "Did you mean --seeds?"),
         ("run digits --seeds 0", "Did you mean --seed?"),
         ("compare digits --seeds 0,x", "--seeds: must be integers with commas between; got '0,x'"),
-        ("run digits --seed -1", "seed must be >= 0; got -1"),
+        ("run digits --seed -1", r"seed must be in \[0, 2\*\*63 - 2\]; got -1"),
         ("compare digits --budget 1.5", r"budget must be in \(0, 1\].*got 1.5"),
         ("compare digits --epochs 0", "--epochs: must be an integer >= 1; got '0'"),
         ("compare digits --epochs", "--epochs: expected one argument"),

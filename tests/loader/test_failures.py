@@ -93,7 +93,7 @@ def test_a_loss_that_is_not_finite_names_step_and_examples(bad):
     inputs, targets = make_tensors()
     inputs[[7, 123]] = bad
     loader = make_loader(
-        crest.Crest.paper(subset_size=400, min_pool=400),
+        crest.Crest.paper(subset_size=400, advanced=crest.CrestAdvanced(min_pool=400)),
         dataset=TensorDataset(inputs, targets),
         batch_size=400,
         budget=1,

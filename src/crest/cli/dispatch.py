@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import crest
-from crest.checks import check_choice
+from crest.checks import ArgumentTypeError, check_choice
 from crest.cli import compare, reproduce, run, strategies
 from crest.cli.user_code import import_user_code
 from crest.cli.words import check_commas
@@ -66,7 +66,7 @@ def _describe(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror is not None:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, (ValueError, ImportError, OSError)):
+    if isinstance(error, (ArgumentTypeError, ValueError, ImportError, OSError)):
         return text or type(error).__name__
     return f"{type(error).__name__}: {text} (--traceback shows where)"
 

@@ -3,6 +3,7 @@
 from crest.strategies.adacore import AdaCore as AdaCore
 from crest.strategies.craig import Craig as Craig
 from crest.strategies.crest import Crest as Crest
+from crest.strategies.crest import CrestAdvanced as CrestAdvanced
 from crest.strategies.full import Full as Full
 from crest.strategies.glister import Glister as Glister
 from crest.strategies.grad_match import GradMatch as GradMatch

@@ -38,7 +38,8 @@ class Craig(SubsetSettings):
     `SubsetSettings`.
 
     Raises:
-        ValueError: If a value is out of its range.
+        TypeError: If a value is of a wrong kind.
+        ValueError: If one is out of its range.
 
     Example:
         >>> Craig(subset_fraction=0.2).per_class is None  # per class where classes are known

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
+from crest.checks import ArgumentTypeError, check_fields, number, whole
 from crest.looking.gradients import LastLayerGradients
 from crest.randomness import preserved_order, seeded
 from crest.strategies.protocol import Examples, Planner, Task
@@ -17,6 +18,8 @@ from crest.strategies.registry import Paper, register_strategy
 from crest.strategies.subsets import Share, SubsetPlanner, SubsetSettings
 
 __all__ = ["Glister"]
+
+_RULES = {"lr": number(0, above=True), "rounds": whole(1)}
 
 _ROUNDING = 1e-3  # of probabilities that are told from losses and errors in float32
 
@@ -60,8 +63,9 @@ class Glister(SubsetSettings):
     `subset_fraction`, `reselect_steps`, `per_class` and `keep_views` are those of `SubsetSettings`.
 
     Raises:
-        TypeError: If there is no validation loader, or it is over an iterable dataset.
-        ValueError: If a value is out of its range.
+        TypeError: If there is no validation loader, or it is over an iterable dataset; or if a
+            value is of a wrong kind.
+        ValueError: If one is out of its range.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -77,19 +81,16 @@ class Glister(SubsetSettings):
     def __post_init__(self, validation_loader: DataLoader[Any] | None) -> None:
         super().__post_init__()
         if not isinstance(validation_loader, DataLoader):
-            raise TypeError(
+            raise ArgumentTypeError(
                 "Glister needs a DataLoader over held-out examples; got "
                 f"{type(validation_loader).__name__}. Write Glister(validation_loader)."
             )
         if isinstance(validation_loader.dataset, IterableDataset):
-            raise TypeError(
+            raise ArgumentTypeError(
                 "the dataset of validation_loader must be map-style; got an IterableDataset, "
                 f"{type(validation_loader.dataset).__name__}. Load it into a list first."
             )
-        if not self.lr > 0:
-            raise ValueError(f"lr must be > 0; got {self.lr}.")
-        if self.rounds < 1:
-            raise ValueError(f"rounds must be >= 1; got {self.rounds}.")
+        check_fields(self, _RULES)
         # Not a field: a checkpoint stores and compares the settings, not the data.
         object.__setattr__(self, "validation_loader", validation_loader)
 

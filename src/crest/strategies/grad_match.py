@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from crest.checks import boolean, check_fields, number
 from crest.looking.gradients import LastLayerGradients
 from crest.selection.matching_pursuit import matching_pursuit
 from crest.strategies.protocol import Examples, Planner, Task
@@ -14,6 +15,8 @@ from crest.strategies.registry import Paper, register_strategy
 from crest.strategies.subsets import Share, SubsetPlanner, SubsetSettings
 
 __all__ = ["GradMatch"]
+
+_RULES = {"ridge": number(0, above=True), "match_scale": boolean()}
 
 
 @register_strategy(
@@ -46,7 +49,8 @@ class GradMatch(SubsetSettings):
     `subset_fraction`, `reselect_steps`, `per_class` and `keep_views` are those of `SubsetSettings`.
 
     Raises:
-        ValueError: If a value is out of its range.
+        TypeError: If a value is of a wrong kind.
+        ValueError: If one is out of its range.
 
     Example:
         >>> GradMatch(subset_fraction=0.2).ridge
@@ -58,8 +62,7 @@ class GradMatch(SubsetSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.ridge > 0:
-            raise ValueError(f"ridge must be > 0; got {self.ridge}.")
+        check_fields(self, _RULES)
 
     def start(self, task: Task) -> Planner:
         """Begin a run, see `Strategy.start`."""

@@ -9,11 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crest.checks import boolean, check_fields, number, optional, whole
 from crest.strategies.protocol import Examples, MiniBatch, Planner, Region, Task
 from crest.strategies.registry import Paper, register_strategy
 from crest.watching.memory import LastSeen
 
 __all__ = ["LossPruning"]
+
+_RULES = {
+    "prune_probability": number(
+        0, 1, below=True, hint="At 1 nothing would stand for what is left out."
+    ),
+    "num_steps": optional(whole(1, 10**15, ">= 1 and <= 10**15")),
+    "pruned_share": number(0, 1),
+    "match_scale": boolean(),
+}
 
 _EXAMPLES_AT_ONCE = 2048  # in memory, while losses are measured
 
@@ -56,7 +66,8 @@ class LossPruning:
             meaning where the number of steps is given.
 
     Raises:
-        ValueError: If a value is out of its range.
+        TypeError: If a value is of a wrong kind.
+        ValueError: If one is out of its range.
 
     Example:
         >>> LossPruning(num_steps=1000).prune_probability
@@ -69,15 +80,7 @@ class LossPruning:
     match_scale: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.prune_probability < 1:
-            raise ValueError(
-                f"prune_probability must be in [0, 1); got {self.prune_probability}. At 1 nothing "
-                "would stand for what is left out."
-            )
-        if self.num_steps is not None and self.num_steps < 1:
-            raise ValueError(f"num_steps must be >= 1 or None; got {self.num_steps}.")
-        if not 0 <= self.pruned_share <= 1:
-            raise ValueError(f"pruned_share must be in [0, 1]; got {self.pruned_share}.")
+        check_fields(self, _RULES)
 
     def start(self, task: Task) -> Planner:
         """Begin a run, see `Strategy.start`."""

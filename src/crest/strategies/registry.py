@@ -106,9 +106,39 @@ class StrategyEntry:
     unselected: str
 
     @property
+    def option_types(self) -> dict[str, Any]:
+        """Type of each of its settings by name, those of a group such as advanced ones among them.
+
+        A group is a field that is a dataclass itself.
+        """
+        types = _field_types(self.settings)
+        for group, kind in _groups(self.settings).items():
+            del types[group]
+            types |= _field_types(kind)
+        return types
+
+    @property
     def fields(self) -> list[str]:
-        """Names of its settings."""
-        return [field.name for field in dataclasses.fields(self.settings)]
+        """Names of its settings, as `option_types` has them."""
+        return list(self.option_types)
+
+    def with_options(self, options: Mapping[str, Any], **more: Any) -> Strategy:
+        """Make it with some settings.
+
+        Args:
+            options: Values by name, as `option_types` has them.
+            **more: Other arguments, such as a `validation_loader`.
+
+        Returns:
+            The strategy.
+        """
+        groups = {
+            group: kind(**{name: options[name] for name in _field_types(kind) if name in options})
+            for group, kind in _groups(self.settings).items()
+        }
+        own = {name: options[name] for name in _field_types(self.settings) if name in options}
+        strategy: Strategy = self.make(**own, **groups, **more)
+        return strategy
 
     @property
     def needs_validation(self) -> bool:
@@ -310,8 +340,7 @@ def make_strategy(word: str, **run: Any) -> Strategy:
             f"strategy must be an object where it needs a validation loader; got {word!r}. Write "
             f"strategy={name}(validation_loader=...), a DataLoader over held-out examples."
         )
-    strategy: Strategy = entry.make(**entry.followed(run))
-    return strategy
+    return entry.with_options(entry.followed(run))
 
 
 def _check_arguments(
@@ -378,3 +407,17 @@ def _first_line(make: Any) -> str:
 
 def _full_name(make: Any) -> str:
     return f"{make.__module__}.{make.__qualname__}"
+
+
+def _field_types(settings: type[Any]) -> dict[str, Any]:
+    hints = typing.get_type_hints(settings)
+    return {field.name: hints[field.name] for field in dataclasses.fields(settings)}
+
+
+def _groups(settings: type[Any]) -> dict[str, type[Any]]:
+    """Find the fields that are dataclasses themselves."""
+    return {
+        name: hint
+        for name, hint in _field_types(settings).items()
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint)
+    }

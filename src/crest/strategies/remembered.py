@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crest.checks import check_fields, optional, whole
 from crest.pool import Deck
 from crest.selection import facility_location
 from crest.strategies.coresets import resolve_num_candidates, split_subsets
@@ -18,6 +19,8 @@ from crest.strategies.registry import register_strategy
 from crest.watching.memory import LastSeen
 
 __all__ = ["RememberedGradients"]
+
+_RULES = {"num_candidates": optional(whole(1))}
 
 _RANDOM_STEPS = 64  # planned at once: a loop that observes nothing hears of it soon
 _PATIENCE = 1.5  # passes until examples that were not observed are missed
@@ -54,12 +57,19 @@ class RememberedGradients:
     Args:
         num_candidates: r, in [m, n]. None: four mini-batches, or n if that is less.
 
+    Raises:
+        TypeError: If a value is of a wrong kind.
+        ValueError: If one is out of its range.
+
     Example:
         >>> RememberedGradients(num_candidates=512)
         RememberedGradients(num_candidates=512)
     """
 
     num_candidates: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, _RULES)
 
     def start(self, task: Task) -> Planner:
         """Begin a run, see `Strategy.start`."""

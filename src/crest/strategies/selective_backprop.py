@@ -8,12 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crest.checks import check_fields, number, optional, whole
 from crest.pool import Deck, systematic_sample
 from crest.strategies.coresets import resolve_num_candidates
 from crest.strategies.protocol import Examples, MiniBatch, Planner, Region, Task
 from crest.strategies.registry import Paper, register_strategy
 
 __all__ = ["SelectiveBackprop"]
+
+_RULES = {
+    "num_candidates": optional(whole(1)),
+    "exponent": number(0),
+    "uniform_share": number(
+        0, 1, above=True, hint="Without it the weight of an example has no bound."
+    ),
+}
 
 
 @register_strategy(
@@ -45,7 +54,8 @@ class SelectiveBackprop:
             exceeds its inverse.
 
     Raises:
-        ValueError: If a value is out of its range.
+        TypeError: If a value is of a wrong kind.
+        ValueError: If one is out of its range.
 
     Example:
         >>> SelectiveBackprop(num_candidates=512).exponent
@@ -57,13 +67,7 @@ class SelectiveBackprop:
     uniform_share: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.exponent < 0:
-            raise ValueError(f"exponent must be >= 0; got {self.exponent}.")
-        if not 0 < self.uniform_share <= 1:
-            raise ValueError(
-                f"uniform_share must be in (0, 1]; got {self.uniform_share}. Without it the weight "
-                "of an example has no bound."
-            )
+        check_fields(self, _RULES)
 
     def start(self, task: Task) -> Planner:
         """Begin a run, see `Strategy.start`."""

@@ -36,8 +36,8 @@ def test_given_steps_replace_the_budget():
         ({"budget": 0.0}, r"budget must be in \(0, 1\], .*got 0.0"),
         ({"budget": 10.0}, r"budget must be in \(0, 1\].*0.1 for 10 %; got 10.0"),
         ({"budget": float("nan")}, "budget must be in"),
-        ({"seed": -1}, "seed must be >= 0; got -1"),
-        ({"epochs": 0}, "epochs must be >= 1; got 0"),
+        ({"seed": -1}, r"seed must be in \[0, 2\*\*63 - 2\]; got -1"),
+        ({"epochs": 0}, "epochs must be >= 1 and <= 1000000; got 0"),
         ({"batch_size": 0}, "batch_size must be >= 1"),
         ({"lr": 0.0}, "lr must be > 0"),
         ({"weight_decay": -1.0}, "weight_decay must be >= 0"),
@@ -81,7 +81,7 @@ def test_an_option_of_another_type_is_refused(option, value, wanted):
 
 def test_whole_numbers_and_lists_fit_where_they_should():
     strategy = build_strategy("crest", {"forward_price": 1, "betas": [0, 0.5], "subset_size": None})
-    assert (strategy.forward_price, strategy.betas) == (1, [0, 0.5])
+    assert (strategy.advanced.forward_price, strategy.betas) == (1, (0, 0.5))
 
 
 def test_a_record_holds_every_setting_and_survives_json():

@@ -11,10 +11,21 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from crest.checks import check_choice
+from crest.checks import (
+    SEED,
+    boolean,
+    check_choice,
+    check_fields,
+    instance,
+    many,
+    number,
+    optional,
+    whole,
+)
 from crest.lab.data.datasets import DATASETS, TEXT_DATASETS
 from crest.lab.networks.text import TEXT_NETWORKS
 from crest.lab.networks.vision import NETWORKS
+from crest.options import flat_settings
 from crest.strategies import Strategy, StrategyEntry
 from crest.strategies.registry import find_strategy
 
@@ -35,6 +46,23 @@ COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")  # of torch.compi
 
 # Of the train examples: a strategy that needs a validation loader trains on the others.
 VALIDATION_FRACTION = 0.1
+
+
+_RULES = {
+    "seed": SEED,
+    "budget": number(0, 1, above=True, text="in (0, 1], the share of steps; write 0.1 for 10 %"),
+    "epochs": many(),
+    "batch_size": many(),
+    "lr": number(0, above=True),
+    "weight_decay": number(0),
+    "momentum": number(0, 1, below=True),
+    "augment": boolean(),
+    "evaluations": many(),
+    "device": instance(str, text="a word"),
+    "threads": whole(1, 2**15, text=">= 1 and <= 32768"),
+    "strategy_options": instance(Mapping, text="a mapping of fields to values"),
+    "num_steps": optional(whole(1, 10**15, ">= 1 and <= 10**15")),
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +95,7 @@ class RunSettings:
             `"reduce-overhead"` takes CUDA graphs on a GPU. None: not compiled.
 
     Raises:
+        TypeError: If a value is of a wrong kind.
         ValueError: If a name is unknown or a value out of its range.
     """
 
@@ -91,6 +120,7 @@ class RunSettings:
     compile: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, _RULES)
         check_choice("data", self.data, DATASETS)
         check_choice(
             "network", self.network, TEXT_NETWORKS if self.data in TEXT_DATASETS else [*NETWORKS]
@@ -101,21 +131,12 @@ class RunSettings:
         if self.compile is not None:
             check_choice("compile", self.compile, COMPILE_MODES)
         entry = self.entry
-        rules = [
-            ("seed", self.seed >= 0, ">= 0"),
-            ("budget", 0 < self.budget <= 1, "in (0, 1], the share of steps; write 0.1 for 10 %"),
-            ("epochs", self.epochs >= 1, ">= 1"),
-            ("batch_size", self.batch_size >= 1, ">= 1"),
-            ("lr", self.lr > 0, "> 0"),
-            ("weight_decay", self.weight_decay >= 0, ">= 0"),
-            ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
-            ("evaluations", self.evaluations >= 1, ">= 1"),
-            ("threads", self.threads >= 1, ">= 1"),
-            ("num_steps", self.num_steps is None or self.num_steps >= 1, ">= 1"),
-        ]
-        for name, holds, rule in rules:
-            if not holds:
-                raise ValueError(f"{name} must be {rule}; got {getattr(self, name)}.")
+        try:
+            torch.device(self.device)
+        except RuntimeError:
+            raise ValueError(
+                f'device must be "cpu", "cuda" or the like; got {self.device!r}.'
+            ) from None
         if entry.takes_all_steps:
             object.__setattr__(self, "budget", 1.0)
         self.make_strategy()
@@ -184,7 +205,7 @@ class RunSettings:
         """
         record = dataclasses.asdict(self)
         del record["strategy_options"]
-        fields = dataclasses.asdict(self.make_strategy())  # type: ignore[call-overload]
+        fields = flat_settings(self.make_strategy())
         for name, followed in self.entry.follows.items():
             if followed == "num_steps" and fields[name] is None:
                 del fields[name]  # N, which follows from the rest and the data
@@ -220,8 +241,8 @@ def build_strategy(
         GreedyMiniBatch(subset_size=500, features='weight')
     """
     entry = find_strategy(name)
-    known = entry.fields
-    hints = typing.get_type_hints(entry.settings)
+    hints = entry.option_types
+    known = list(hints)
     for option, value in options.items():
         if not known:
             raise ValueError(f"{name} must go without options, it has none; got {option!r}.")
@@ -234,8 +255,7 @@ def build_strategy(
     if entry.needs_validation:
         empty: DataLoader[Any] = DataLoader(TensorDataset(torch.empty(0)))
         held_out["validation_loader"] = empty if validation_loader is None else validation_loader
-    strategy: Strategy = entry.make(**options, **held_out)
-    return strategy
+    return entry.with_options(options, **held_out)
 
 
 def _fits(value: Any, hint: Any) -> bool:
