@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from crest.strategies import registry
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -13,6 +15,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 def test_an_example_runs_and_is_short(path, monkeypatch, capsys):
     assert len(path.read_text().splitlines()) < 50
     monkeypatch.setattr(sys, "argv", [str(path)])
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))  # one registers its own
     runpy.run_path(str(path), run_name="__main__")
     said = capsys.readouterr().out
     assert said

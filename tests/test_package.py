@@ -12,7 +12,7 @@ import crest
 
 SOURCE = Path(crest.__file__).parent
 
-FLOOR = ["checks", "passes", "randomness"]
+FLOOR = ["checks", "data_checks", "passes", "randomness"]
 ROOMS = [
     "selection",
     "looking",
@@ -28,7 +28,17 @@ LAYERS = [
     FLOOR,
     ROOMS,
     ["strategies"],
-    ["history", "reader", "data_view", "order", "open_region", "batches", "resume"],
+    [
+        "history",
+        "reader",
+        "data_view",
+        "order",
+        "open_region",
+        "batches",
+        "resume",
+        "feed",
+        "first_batch",
+    ],
     ["loader"],
     ["diagnostics"],
     ["lab"],

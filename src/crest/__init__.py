@@ -8,6 +8,7 @@ from crest.strategies import (
     AdaCore,
     Craig,
     Crest,
+    CrestAdvanced,
     Full,
     Glister,
     GradMatch,
@@ -16,6 +17,8 @@ from crest.strategies import (
     Random,
     RememberedGradients,
     SelectiveBackprop,
+    register_strategy,
+    registered_strategies,
 )
 
 __all__ = [
@@ -24,6 +27,7 @@ __all__ = [
     "CoresetLoader",
     "Craig",
     "Crest",
+    "CrestAdvanced",
     "Full",
     "Glister",
     "GradMatch",
@@ -34,6 +38,8 @@ __all__ = [
     "RememberedGradients",
     "SelectiveBackprop",
     "facility_location",
+    "register_strategy",
+    "registered_strategies",
     "weighted_mean",
 ]
 

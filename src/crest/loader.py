@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import functools
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
@@ -16,13 +14,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from crest.batches import Attach, with_weights
-from crest.checks import check, instance
+from crest.checks import SEED, check, instance, many, whole
+from crest.data_checks import check_indices
 from crest.data_view import DataView, cheaper_observer
+from crest.feed import Feed
+from crest.first_batch import FirstBatch
 from crest.history import History
 from crest.looking.observer import Observer
 from crest.open_region import OpenRegion
-from crest.options import LoaderOptions, Look
+from crest.options import BUDGET, LoaderOptions, Look
 from crest.order import (
+    check_length,
     check_loader,
     check_sampler,
     default_batch_size,
@@ -31,21 +33,17 @@ from crest.order import (
 )
 from crest.pool import UNKNOWN_CLASS
 from crest.randomness import order_generators, preserved_order, preserved_random_state
-from crest.reader import Reader, Request, place
-from crest.resume import STATE_VERSION, check_same, check_state
+from crest.reader import Reader, place
+from crest.resume import STATE_VERSION, check_same, check_state, damage_named
 from crest.strategies import Crest, Strategy
 from crest.strategies.protocol import (
     Excludes,
-    LearnsFromTraining,
     MiniBatch,
-    Planner,
-    RemembersGradients,
     Task,
 )
-from crest.watching.errors import output_gradients
-from crest.watching.hook import Watch
+from crest.strategies.registry import make_strategy
 from crest.watching.parameters import ParameterWatch
-from crest.watching.replay import Replay
+from crest.watching.told import check_told
 
 __all__ = ["CoresetLoader"]
 
@@ -70,7 +68,9 @@ class CoresetLoader:
         model: The model that is trained; the loader only looks at it.
         loss_fn: `loss_fn(output, target)` for batches `(inputs, targets)`, or `loss_fn(model,
             batch)`, told by the name of the first argument. Returns one loss per example.
-        strategy: How mini-batches are picked; `Crest()` if None.
+        strategy: How mini-batches are picked, as an object or by its word, such as `"greedy"`:
+            `crest.registered_strategies()` lists them, a word takes the defaults, and subsets of
+            the size of the budget. `Crest()` if None.
         budget: Share of the batches of `train_loader` in one epoch of this loader, in (0, 1].
         batch_size: m. None: that of `train_loader`.
         accumulation_steps: Batches accumulated for one optimizer step; an epoch is a whole number
@@ -116,7 +116,7 @@ class CoresetLoader:
         model: nn.Module,
         *,
         loss_fn: Callable[..., Tensor],
-        strategy: Strategy | None = None,
+        strategy: Strategy | str | None = None,
         budget: float = 0.1,
         batch_size: int | None = None,
         accumulation_steps: int = 1,
@@ -129,6 +129,8 @@ class CoresetLoader:
     ) -> None:
         length = self._dataset_length = check_loader(train_loader)
         check("model", model, _MODEL)
+        if isinstance(strategy, str):
+            strategy = make_strategy(strategy, budget=check("budget", budget, BUDGET))
         options = self._options = LoaderOptions(
             loss_fn=loss_fn,
             strategy=Crest() if strategy is None else strategy,
@@ -182,12 +184,13 @@ class CoresetLoader:
             batches_per_pass=len(train_loader),
             dataset=train_loader.dataset,
             exact_losses=look.is_exact,
-            explain_silence=self._explain_silence,
+            explain_silence=lambda: self._feed.explain(),
         )
-        self._start(options.strategy.start(self._task))
-        self._watch: Watch | None = None
-        self._is_told = False  # by `observe`
+        self._planner = options.strategy.start(self._task)
+        name = type(options.strategy).__name__
+        self._feed = Feed(self._planner, model, self.observer, loss_fn, name)
         self._training = ParameterWatch(model)
+        self._first = FirstBatch(self.observer, self.history)
         self._position = 0  # batches of the epoch handed out
         self._total = 0  # batches of the run handed out
         self._in_epoch = False
@@ -236,13 +239,17 @@ class CoresetLoader:
         self._in_epoch = True
         try:
             while self._position < self._length:
-                batch = self._next_batch()
+                self._feed.settle()
+                planned, batch = self._fetch()
+                self._first.check(batch, len(planned.indices))
+                self._feed.hand_out(planned, batch)
+                batch = with_weights(batch, planned.weights, planned.indices, self._options.attach)
                 self._position += 1
                 with self.history.timed_on_host("train"):
                     yield batch
         finally:  # a loop that counts batches does not ask for one more
             self._in_epoch = self._position < self._length
-            self._settle()
+            self._feed.settle()
 
     def observe(
         self, losses: Tensor, outputs: Tensor | None = None, *, indices: Tensor | None = None
@@ -262,6 +269,7 @@ class CoresetLoader:
                 ahead of training, as Accelerate does.
 
         Raises:
+            TypeError: If an argument is no tensor.
             ValueError: If there was no batch yet, the shape is not that of its indices, or the
                 strategy needs outputs and the losses were not computed from those given.
 
@@ -277,25 +285,9 @@ class CoresetLoader:
             ...     loader.observe(losses, outputs)
             ...     weighted_mean(losses, weights).backward()
         """
-        self._stop_watching()  # the loop tells by itself
-        if self.handed_out is None:
-            raise ValueError("observe needs a batch that was handed out; got none so far.")
-        if indices is None:
-            indices, whose = self.handed_out.indices, "the batch that was handed out last"
-        else:
-            whose = "indices"
-        if losses.shape != indices.shape:
-            raise ValueError(
-                f"losses must be one per example of {whose}, shape {tuple(indices.shape)}; got "
-                f"{tuple(losses.shape)}."
-            )
-        if isinstance(self._planner, LearnsFromTraining):
-            # A copy: the loop may weight the losses in place, a CUDA graph write over them.
-            self._planner.observe(indices, losses.detach().clone())
-        if isinstance(self._planner, RemembersGradients):
-            self._planner.remember(
-                indices, output_gradients(losses, outputs, type(self._options.strategy).__name__)
-            )
+        last = None if self.handed_out is None else self.handed_out.indices
+        indices = check_told(losses, outputs, indices, last)
+        self._feed.tell(indices, losses, outputs)
 
     def preview(self, count: int) -> list[tuple[MiniBatch, Any]]:
         """Look at the mini-batches that would come next if the parameters stayed as they are.
@@ -310,6 +302,10 @@ class CoresetLoader:
         Returns:
             Examples and weights of each, and the batch without weights, on the device of the model.
 
+        Raises:
+            TypeError: If `count` is no integer.
+            ValueError: If it is out of its range.
+
         Example:
             >>> from torch.utils.data import TensorDataset
             >>> data = TensorDataset(torch.randn(64, 4), torch.randint(2, (64,)))
@@ -318,9 +314,10 @@ class CoresetLoader:
             >>> [float(planned.weights.sum()) for planned, batch in loader.preview(3)]
             [8.0, 8.0, 8.0]
         """
+        count = check("count", count, many())
         branch = CoresetLoader(self._train_loader, self._model, **self._options.to_arguments())
         task = dataclasses.replace(branch._task, is_preview=True)
-        branch._start(self._options.strategy.start(task))
+        branch._planner = self._options.strategy.start(task)
         state = self.state_dict()
         del state["settings"]  # of any type, and the same by construction
         branch.load_state_dict({**copy.deepcopy(state), "settings": branch._settings})
@@ -342,22 +339,28 @@ class CoresetLoader:
 
         Returns:
             The batches without weights, on the device of the model.
+
+        Raises:
+            TypeError: If an argument is of a wrong kind.
+            ValueError: If one is out of its range.
         """
-        generator = torch.Generator().manual_seed(seed)
-        seeds: list[int] = torch.randint(2**62, (len(batches),), generator=generator).tolist()
-        requests = [
-            Request(indices.tolist(), view_seed, collate=True)
-            for indices, view_seed in zip(batches, seeds, strict=True)
-        ]
-        stream = Reader(self._train_loader).stream(requests)
+        check("batches", batches, instance(list, tuple, text="a list of tensors"))
+        for indices in batches:
+            check_indices("batches", indices, self._dataset_length)
+        stream = Reader(self._train_loader).batches(batches, check("seed", seed, SEED))
         return (place(batch, self.observer.device) for batch in stream)
 
     def set_epoch(self, epoch: int) -> None:
         """Pass the epoch on to the sampler of the user's loader, if it wants to know.
 
         Args:
-            epoch: Number of the epoch that starts.
+            epoch: Number of the epoch that starts, >= 0.
+
+        Raises:
+            TypeError: If it is no integer.
+            ValueError: If it is negative.
         """
+        epoch = check("epoch", epoch, whole(0))
         set_epoch = getattr(self._train_loader.sampler, "set_epoch", None)
         if callable(set_epoch):
             set_epoch(epoch)
@@ -373,7 +376,7 @@ class CoresetLoader:
         Returns:
             Tensors and primitives, fit for `torch.load(..., weights_only=True)`.
         """
-        self._settle()
+        self._feed.settle()
         return {
             "version": STATE_VERSION,
             "settings": dict(self._settings),
@@ -396,15 +399,16 @@ class CoresetLoader:
         """Continue where `state_dict` was called.
 
         The next iteration gives the batches that were left of that epoch, one that was broken off
-        included. Views that were held are
-        read again under their seeds, which gives the same pixels as long as the dataset draws its
-        randomness from torch, numpy or `random`.
+        included. Views that were held are read again under their seeds, which gives the same pixels
+        as long as the dataset draws its randomness from torch, numpy or `random`.
 
         Args:
             state: What `state_dict` returned.
 
         Raises:
-            ValueError: If it comes from another version, data set length or setting; names it.
+            TypeError: If it is no dict of a loader.
+            ValueError: If it comes from another version, data set length or setting, which is
+                named, or is damaged.
         """
         check_state(state, self._settings, self._dataset_length)
         generators = order_generators(self._train_loader)
@@ -412,23 +416,16 @@ class CoresetLoader:
         self._position = state["position"]
         self._in_epoch = self._resuming = state["in_epoch"]
         self._total = state["total"]
-        self._region.load_state_dict(state["region"])
         self._training.begin_anew()
-        self._plan_generator.set_state(state["plan_generator"].cpu())
-        self._view_generator.set_state(state["view_generator"].cpu())
-        for generator, saved in zip(generators, state["order_generators"], strict=True):
-            generator.set_state(saved.cpu())
-        self._examples.load_state_dict(state["examples"])
-        self._planner.load_state_dict(state["planner"])
-        self.history.load_state_dict(state["history"])
-
-    def _next_batch(self) -> Any:
-        self._settle()
-        planned, batch = self._fetch()
-        self._begin_to_watch()
-        if self._watch is not None:
-            self._watch.hand_out(planned.indices, planned.weights, batch)
-        return with_weights(batch, planned.weights, planned.indices, self._options.attach)
+        with damage_named():
+            self._region.load_state_dict(state["region"])
+            self._plan_generator.set_state(state["plan_generator"].cpu())
+            self._view_generator.set_state(state["view_generator"].cpu())
+            for generator, saved in zip(generators, state["order_generators"], strict=True):
+                generator.set_state(saved.cpu())
+            self._examples.load_state_dict(state["examples"])
+            self._planner.load_state_dict(state["planner"])
+            self.history.load_state_dict(state["history"])
 
     def _fetch(self) -> tuple[MiniBatch, Any]:
         self._training.look()
@@ -442,73 +439,15 @@ class CoresetLoader:
         self.history.count("train", forward=m, backward=m)
         return planned, batch
 
-    def _start(self, planner: Planner) -> None:
-        self._planner = planner
-        # Asked once: at each step it would take as long as a small one.
-        self._learns_losses = isinstance(planner, LearnsFromTraining)
-        self._learns_gradients = isinstance(planner, RemembersGradients)
-
-    def _begin_to_watch(self) -> None:
-        """Watch training by hooks, if the strategy learns from it and nobody tells it."""
-        learns = self._learns_losses or self._learns_gradients
-        if not learns or self._is_told or self._watch is not None:
-            return
-        options = self._options
-        replay = Replay(self._model, options.loss_fn, takes_model=self.observer.takes_model)
-        self._watch = Watch(self._model, replay, self._take_in)
-
-    def _stop_watching(self) -> None:
-        self._is_told = True
-        if self._watch is not None:
-            self._watch.close()
-            self._watch = None
-
-    def _settle(self) -> None:
-        if self._watch is None:
-            return
-        self._watch.settle()
-        batch = self._watch.unseen_batch
-        if batch is not None:  # the loop calls parts of the model by themselves
-            with contextlib.suppress(ValueError):  # there may be no layer to be found
-                head = self.observer.find_head(place(batch, self.observer.device))
-                self._watch.watch_head(head)
-
-    def _take_in(self, indices: Tensor, losses: Tensor, errors: Tensor | None) -> None:
-        """Pass on what training showed of some examples."""
-        if self._learns_losses:
-            cast(LearnsFromTraining, self._planner).observe(indices, losses)
-        if errors is not None and self._learns_gradients:
-            cast(RemembersGradients, self._planner).remember(indices, errors)
-
-    def _explain_silence(self) -> str:
-        if self._watch is None:
-            return "Call loader.observe(losses, outputs) after each forward pass."
-        return self._watch.explain()
-
     def _plan(self) -> None:
         """Ask the strategy for the next region, now that every step of the last one is taken."""
-        length = len(cast(Any, self._train_loader.dataset))
-        if length != self._dataset_length:
-            raise ValueError(
-                f"the dataset must keep its length, {self._dataset_length}; it has {length} now. "
-                "Make a new loader for other data."
-            )
+        check_length(self._train_loader, self._dataset_length)
         self.history.await_training()
         step = self._total // self._options.accumulation_steps
         region = self._planner.next_region(self._examples, step)
         self._region.open(region)
         if region.held and self._training.untrained:
-            self._report_lag()
+            lag = math.ceil(self._training.untrained / self._options.accumulation_steps)
+            self.history.report_lag(lag)
         steps = math.ceil(len(region.batches) / self._options.accumulation_steps)
         self.history.add_record({"step": step, "length": steps, **region.record})
-
-    def _report_lag(self) -> None:
-        lag = math.ceil(self._training.untrained / self._options.accumulation_steps)
-        if self.history.lag == 0:
-            warnings.warn(
-                f"a region was planned before {lag} step(s) on the last one were taken: batches "
-                "are fetched ahead of training, or optimizer steps were skipped. Selection works "
-                "on older parameters; history.lag tells how far.",
-                stacklevel=4,
-            )
-        self.history.lag = max(self.history.lag, lag)

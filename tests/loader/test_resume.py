@@ -17,9 +17,13 @@ STRATEGIES = [
     # learned examples leave from step 5 on, and some checks pass
     crest.Crest.paper(exclusion_interval=5, loss_threshold=1.5, error_threshold=0.2),
     # pairs checks; and turns to random batches and back
-    crest.Crest(forward_price=0.01, error_threshold=0.2, curvature="head"),
-    crest.Crest(forward_price=0.3, probe_interval=3),
-    crest.Crest(forward_price=0.01, select_until=13, probe_interval=6),
+    crest.Crest(
+        error_threshold=0.2, curvature="head", advanced=crest.CrestAdvanced(forward_price=0.01)
+    ),
+    crest.Crest(advanced=crest.CrestAdvanced(forward_price=0.3, probe_interval=3)),
+    crest.Crest(
+        select_until=13, advanced=crest.CrestAdvanced(forward_price=0.01, probe_interval=6)
+    ),
     crest.GreedyMiniBatch(),
     crest.Random(),
     crest.Full(),

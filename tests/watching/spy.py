@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 import crest
+from crest.strategies.protocol import MiniBatch, Region
 from crest.strategies.random import Random
 
 N, M, C, D = 96, 8, 4, 10
@@ -22,16 +23,29 @@ class Spy:
     """Random batches; keeps what training shows."""
 
     heard: list = field(default_factory=list, compare=False)
+    uneven_weights: bool = False
 
     def start(self, task):
         planner = Random().start(task)
         heard = self.heard
         heard.clear()
 
+        def next_region(examples, step):
+            region = planner.next_region(examples, step)
+            if not self.uneven_weights:
+                return region
+            batches = [
+                MiniBatch(batch.indices, torch.linspace(0, 2, len(batch.indices)))
+                for batch in region.batches
+            ]
+            return Region(batches)
+
         class Planner:
-            next_region = planner.next_region
             state_dict = planner.state_dict
             load_state_dict = planner.load_state_dict
+
+            def next_region(self, examples, step):
+                return next_region(examples, step)
 
             def observe(self, indices, losses):
                 self.losses = losses
@@ -136,12 +150,13 @@ class Loop:
         data: Rows | None = None,
         handed: nn.Module | None = None,
         batch_size: int = M,
+        uneven_weights: bool = False,
         **options: Any,
     ) -> None:
         self.data = Rows(kind) if data is None else data
         self.model = make_model() if model is None else model
         self.criterion = LOSSES[kind]
-        self.spy = Spy()
+        self.spy = Spy(uneven_weights=uneven_weights)
         options.setdefault("loss_fn", self.criterion)
         self.loader = crest.CoresetLoader(
             DataLoader(self.data, batch_size, shuffle=True),

@@ -259,7 +259,7 @@ def test_taken_in_whole(name):
     make, step = TAKEN[name]
     loop = make().run(step)
     assert loop.rows_taken_in == loop.rows_trained_on
-    assert loop.loader._watch.taken_in == loop.steps
+    assert loop.loader._feed.watch.taken_in == loop.steps
 
 
 @refused("the gradient of training is not that of loss_fn")
@@ -353,25 +353,19 @@ def test_refused_whole_and_why(name):
     loop = make().run(step)
     assert loop.spy.heard == []
     with pytest.raises(AssertionError, match=why):
-        raise AssertionError(loop.loader._explain_silence())
+        raise AssertionError(loop.loader._feed.explain())
 
 
 def test_weights_that_were_left_out_are_noticed():
-    class Weighted(Rows):
-        pass
-
-    loop = Loop(data=Weighted())
-    fetch = loop.loader._fetch
-
-    def fetch_with_weights():
-        planned, batch = fetch()
-        weights = torch.linspace(0.5, 1.5, len(planned.indices))
-        return type(planned)(planned.indices, weights), batch
-
-    loop.loader._fetch = fetch_with_weights
+    loop = Loop(uneven_weights=True)
     loop.run(lambda loop, x, y, w: backward(loop, loop.model(x), y, torch.ones(len(w))))
     assert loop.spy.heard == []
-    assert "the weights of the batch were left out" in loop.loader._explain_silence()
+    assert "the weights of the batch were left out" in loop.loader._feed.explain()
+
+
+def test_uneven_weights_that_are_used_are_taken_in():
+    loop = Loop(uneven_weights=True).run()
+    assert loop.rows_taken_in == loop.rows_trained_on
 
 
 @pytest.mark.parametrize("ahead", [2, 8, 32])
@@ -464,7 +458,7 @@ def test_parts_of_the_model_may_be_called_by_themselves():
 
 def test_copies_of_the_model_are_not_watched():
     loop = Loop().run(epochs=1)
-    watch = loop.loader._watch
+    watch = loop.loader._feed.watch
     calls = watch.calls_seen
     file = io.BytesIO()
     torch.save(loop.model, file)
@@ -486,7 +480,7 @@ def test_hooks_go_with_the_loader():
     loop = Loop().run(epochs=1)
     model = loop.model
     assert model._forward_hooks
-    loop.loader._stop_watching()
+    loop.loader._feed.close()
     assert not model._forward_hooks
     assert not model._forward_pre_hooks
 
@@ -500,7 +494,7 @@ def test_a_loop_that_tells_by_itself_is_not_watched():
         loop.update()
 
     loop = Loop().run(step)
-    assert loop.loader._watch is None
+    assert loop.loader._feed.watch is None
     assert sum(len(indices) for indices, _, _ in loop.spy.heard) == loop.rows_trained_on
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "RemembersGradients",
     "Strategy",
     "Task",
+    "call_observe",
 ]
 
 
@@ -64,7 +65,8 @@ class Region:
     record: dict[str, Any] = field(default_factory=dict)
 
 
-def _call_observe() -> str:
+def call_observe() -> str:
+    """Say what a loop does that tells by itself."""
     return "Call loader.observe(losses, outputs) after each forward pass."
 
 
@@ -100,7 +102,7 @@ class Task:
     dataset: Any = None
     exact_losses: bool = True
     is_preview: bool = False
-    explain_silence: Callable[[], str] = _call_observe
+    explain_silence: Callable[[], str] = call_observe
 
     def refuse_cheaper_looks(self, strategy: str) -> None:
         """Refuse what makes looks at the model cheaper, for a strategy that cannot use it.
@@ -258,6 +260,7 @@ class Strategy(Protocol):
             A planner at step 0.
 
         Raises:
-            ValueError: If the settings do not fit the task.
+            ValueError: If the settings do not fit the task, or the loader looks at a cheaper model
+                or view that the strategy has no use for.
         """
         ...

@@ -1,0 +1,115 @@
+"""Passes on to a strategy what training shows: seen by hooks in the loop, or told by it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from crest.looking.observer import Observer
+from crest.reader import place
+from crest.strategies.protocol import (
+    LearnsFromTraining,
+    MiniBatch,
+    Planner,
+    RemembersGradients,
+    call_observe,
+)
+from crest.watching.errors import output_gradients
+from crest.watching.hook import Watch
+from crest.watching.replay import Replay
+
+__all__ = ["Feed"]
+
+
+class Feed:
+    """What a planner hears of training.
+
+    Nothing is watched for a planner that does not learn from training, and nothing more once the
+    loop tells by itself.
+
+    Args:
+        planner: Of the strategy.
+        model: The model that the loop calls.
+        observer: Finds the last layer of a model that is never called itself.
+        loss_fn: One loss per example.
+        name: Of the strategy, for messages.
+    """
+
+    def __init__(
+        self,
+        planner: Planner,
+        model: nn.Module,
+        observer: Observer,
+        loss_fn: Callable[..., Tensor],
+        name: str,
+    ) -> None:
+        self._planner = planner
+        self._model = model
+        self._observer = observer
+        self._loss_fn = loss_fn
+        self._name = name
+        # Asked once: at each step it would take as long as a small one.
+        self._learns_losses = isinstance(planner, LearnsFromTraining)
+        self._learns_gradients = isinstance(planner, RemembersGradients)
+        self._is_told = False
+        self.watch: Watch | None = None
+
+    def hand_out(self, planned: MiniBatch, batch: Any) -> None:
+        """Hear of a batch that the loop gets now, and watch what it makes of it.
+
+        Args:
+            planned: Its examples and weights.
+            batch: Without weights.
+        """
+        if self.watch is None:
+            if self._is_told or not (self._learns_losses or self._learns_gradients):
+                return
+            replay = Replay(self._model, self._loss_fn, takes_model=self._observer.takes_model)
+            self.watch = Watch(self._model, replay, self._pass_on)
+        self.watch.hand_out(planned.indices, planned.weights, batch)
+
+    def settle(self) -> None:
+        """Pass on what was seen so far."""
+        if self.watch is None:
+            return
+        self.watch.settle()
+        batch = self.watch.unseen_batch
+        if batch is not None:  # the loop calls parts of the model by themselves
+            with contextlib.suppress(ValueError):  # there may be no layer to be found
+                head = self._observer.find_head(place(batch, self._observer.device))
+                self.watch.watch_head(head)
+
+    def tell(self, indices: Tensor, losses: Tensor, outputs: Tensor | None) -> None:
+        """Pass on what the loop tells.
+
+        Args:
+            indices: Of the examples, int64, shape (m,).
+            losses: Shape (m,), with their graph.
+            outputs: What they were computed from, shape (m, ...).
+        """
+        self.close()
+        errors = None
+        if self._learns_gradients:
+            errors = output_gradients(losses, outputs, self._name)
+        # A copy: the loop may weight the losses in place, a CUDA graph write over them.
+        self._pass_on(indices, losses.detach().clone(), errors)
+
+    def close(self) -> None:
+        """Watch no more."""
+        self._is_told = True
+        if self.watch is not None:
+            self.watch.close()
+            self.watch = None
+
+    def explain(self) -> str:
+        """Say in words why nothing, or not all, was seen."""
+        return call_observe() if self.watch is None else self.watch.explain()
+
+    def _pass_on(self, indices: Tensor, losses: Tensor, errors: Tensor | None) -> None:
+        if self._learns_losses:
+            cast(LearnsFromTraining, self._planner).observe(indices, losses)
+        if errors is not None and self._learns_gradients:
+            cast(RemembersGradients, self._planner).remember(indices, errors)
