@@ -35,7 +35,7 @@ from crest.lab.data.image_data import ImageData
 from crest.lab.data.views import ImageViews
 from crest.lab.networks.vision import build_network
 from crest.lab.run.learning_rate import learning_rate_factor
-from crest.lab.run.memory import keep_freed_memory
+from crest.lab.run.freed_memory import keep_freed_memory
 from crest.strategies import OnlineSelection
 
 CRITERION = nn.CrossEntropyLoss(reduction="none")

@@ -51,16 +51,6 @@ def test_few_examples_tell_nothing():
     assert estimate_label_noise(torch.rand(100), torch.rand(100)) is None
 
 
-def test_what_stands_for_more_counts_for_more():
-    p_given, p_other, wrong = make(0.2, error=0.1)
-    kept = ~wrong | (torch.rand(N, generator=torch.Generator().manual_seed(1)) < 0.25)
-    weights = torch.where(wrong, 4.0, 1.0)[kept]
-    share = estimate_label_noise(p_given[kept], p_other[kept], weights).share
-    assert share == pytest.approx(estimate_label_noise(p_given, p_other).share, abs=0.02)
-    unweighted = estimate_label_noise(p_given[kept], p_other[kept]).share
-    assert unweighted < share - 0.05
-
-
 def test_the_suspicious_are_those_of_lowest_margin_that_the_model_contradicts():
     margin = torch.tensor([0.9, -0.5, -0.9, 0.1, -0.1, -0.7])
     known = torch.tensor([True, True, True, True, True, False])

@@ -33,9 +33,7 @@ class LabelNoise(NamedTuple):
     all_disagreeing: float
 
 
-def estimate_label_noise(
-    p_given: Tensor, p_other: Tensor, weights: Tensor | None = None
-) -> LabelNoise | None:
+def estimate_label_noise(p_given: Tensor, p_other: Tensor) -> LabelNoise | None:
     """Estimate how many labels are wrong from where the model is surest.
 
     Of the examples whose smoothed predicted distribution has the largest entries (as the anchor
@@ -46,22 +44,16 @@ def estimate_label_noise(
     Args:
         p_given: Smoothed probability of the given class, shape (k,).
         p_other: Of its strongest rival, shape (k,).
-        weights: How many examples each stands for, shape (k,). None: one.
 
     Returns:
         The estimate; None if there are too few examples.
     """
-    confidence = torch.maximum(p_given, p_other)
-    disagrees = (p_other > p_given).double()
-    weights = torch.ones_like(disagrees) if weights is None else weights.double()
-    order = confidence.argsort(descending=True, stable=True)
-    share = weights[order].cumsum(0) / weights.sum()
-    count = int((share <= _MOST_CONFIDENT).sum())
+    count = int(_MOST_CONFIDENT * len(p_given))
     if count < _FEWEST:
         return None
-    top = order[:count]
-    disagreeing = float((disagrees[top] * weights[top]).sum() / weights[top].sum())
-    overall = float((disagrees * weights).sum() / weights.sum())
+    disagrees = p_other > p_given
+    top = torch.maximum(p_given, p_other).topk(count).indices
+    disagreeing, overall = float(disagrees[top].float().mean()), float(disagrees.float().mean())
     return LabelNoise(_consistent(disagreeing, overall), disagreeing, overall)
 
 

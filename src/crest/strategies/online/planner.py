@@ -13,7 +13,7 @@ from torch import Tensor
 from crest.pool import Deck
 from crest.strategies.online.rules import class_shares, draw_by_norm, pick_cover, repeats
 from crest.strategies.protocol import Examples, MiniBatch, Region, Task
-from crest.watching.audit import LabelNoise, estimate_label_noise, suspicious
+from crest.watching.audit import estimate_label_noise, suspicious
 from crest.watching.examples import ExampleMemory
 
 if TYPE_CHECKING:
@@ -162,21 +162,25 @@ class OnlinePlanner:
         return "norm" if noise is not None and noise > _CLEAN else "cover"
 
     def _estimate_noise(self, known: Tensor) -> float | None:
-        """Estimate from what was seen in the last pass, each standing for those not looked at."""
-        memory = self._memory
-        now = self._drawn // self._task.num_examples
-        recent = known & (memory.seen_at >= now - 1)
-        weights = torch.ones(len(known))
-        if self._settings.second_look > 0:
-            weights[self._left_out] = self._weight_of_left_out(recent)
-        estimate: LabelNoise | None = estimate_label_noise(
-            memory.p_given[recent], memory.p_other[recent], weights[recent]
-        )
-        return None if estimate is None else estimate.share
+        """Estimate among what is in play, and add what is left out and still contradicted.
 
-    def _weight_of_left_out(self, recent: Tensor) -> float:
-        seen = int((recent & self._left_out).sum())
-        return int(self._left_out.sum()) / seen if seen else 1.0
+        What is left out was what the model contradicts most; it would be missed in an estimate from
+        what is seen, and is shown too seldom to stand for itself.
+
+        Args:
+            known: What was seen at all, bool, shape (n,).
+
+        Returns:
+            Share of all known; None if too few are.
+        """
+        memory = self._memory
+        still_out = self._left_out & (memory.margin < 0)
+        rest = known & ~still_out
+        estimate = estimate_label_noise(memory.p_given[rest], memory.p_other[rest])
+        if estimate is None:
+            return None
+        share_out = int(still_out.sum()) / int(known.sum())
+        return share_out + (1 - share_out) * estimate.share
 
     def _say(self, situation: Situation) -> None:
         said = (situation.rule, round(situation.noise or 0.0, 2), situation.balance)
