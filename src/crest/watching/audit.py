@@ -24,11 +24,13 @@ class LabelNoise(NamedTuple):
 
     Attributes:
         share: In [0, 1].
+        most: Largest share that what was seen could mean; early on it may be far above `share`.
         disagreeing: Share of the most confident predictions whose given label is another class.
         all_disagreeing: The same of all predictions.
     """
 
     share: float
+    most: float
     disagreeing: float
     all_disagreeing: float
 
@@ -54,10 +56,10 @@ def estimate_label_noise(p_given: Tensor, p_other: Tensor) -> LabelNoise | None:
     disagrees = p_other > p_given
     top = torch.maximum(p_given, p_other).topk(count).indices
     disagreeing, overall = float(disagrees[top].float().mean()), float(disagrees.float().mean())
-    return LabelNoise(_consistent(disagreeing, overall), disagreeing, overall)
+    return LabelNoise(*_consistent(disagreeing, overall), disagreeing, overall)
 
 
-def _consistent(disagreeing: float, overall: float) -> float:
+def _consistent(disagreeing: float, overall: float) -> tuple[float, float]:
     """Find the share of wrong labels that explains both disagreements.
 
     A share nu leaves the model an error rate (overall - nu) / (1 - nu), which goes with so many
@@ -69,7 +71,7 @@ def _consistent(disagreeing: float, overall: float) -> float:
         overall: Share of all.
 
     Returns:
-        nu.
+        nu, and the largest that fits.
     """
     shares = [disagreeing * k / 200 for k in range(201)]
     fitting = []
@@ -79,8 +81,9 @@ def _consistent(disagreeing: float, overall: float) -> float:
         if (disagreeing - own) / max(1 - own, 1e-6) >= share:
             fitting.append(share)
     if not fitting:
-        return 0.0
-    return fitting[-1] if fitting[0] == 0 else (fitting[0] + fitting[-1]) / 2
+        return 0.0, 0.0
+    most = fitting[-1]
+    return (most if fitting[0] == 0 else (fitting[0] + most) / 2), most
 
 
 def suspicious(margin: Tensor, share: float, known: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ _log = logging.getLogger("crest")
 
 _RANDOM_STEPS = 64  # planned at once: a loop of which nothing is seen hears of it soon
 _PATIENCE = 1.5  # passes until examples that were not seen are missed
-_CLEAN = 0.03  # estimated share of wrong labels up to which labels count as clean
+_CLEAN = 0.04  # estimated share of wrong labels up to which labels count as clean
 _UNBALANCED = 3.0  # times the examples of the smallest class
 _FEW_CLASSES = 4  # up to here p - y has so few dimensions that a cover is a search for the hardest
 _EXPONENT = 0.5  # of the norm, where labels are wrong
@@ -132,26 +132,26 @@ class OnlinePlanner:
     def _read_situation(self, known: Tensor) -> Situation:
         settings, memory = self._settings, self._memory
         has_classes = memory.num_outputs > 1 and memory.is_cross_entropy
-        noise, imbalance = None, 1.0
+        noise, most, imbalance, balance = None, 0.0, 1.0, 0.0
         if has_classes:
-            noise = self._estimate_noise(known) if settings.noise == "auto" else settings.noise
             counts = memory.given[known].bincount()
             counts = counts[counts > 0]
             imbalance = float(counts.max()) / float(counts.min())
-            if len(counts) == 1:
-                has_classes = False
+            balance = 1.0 if imbalance >= _UNBALANCED else 0.0
+            if settings.balance is not None:
+                balance = settings.balance
+            if settings.noise != "auto":
+                noise = most = settings.noise
+            elif imbalance < _UNBALANCED:  # else rare classes are contradicted, right or wrong
+                noise, most = self._estimate_noise(known)
         self._left_out = torch.zeros_like(known)
         if noise is not None and (noise > _CLEAN or settings.noise != "auto"):
             self._left_out = suspicious(memory.margin, noise, known)
-        if settings.balance is not None:
-            balance = settings.balance if has_classes else 0.0
-        else:
-            balance = 1.0 if imbalance >= _UNBALANCED else 0.0
-        situation = Situation(self._choose_rule(noise, balance), noise, imbalance, balance)
+        situation = Situation(self._choose_rule(most, balance), noise, imbalance, balance)
         self._say(situation)
         return situation
 
-    def _choose_rule(self, noise: float | None, balance: float) -> str:
+    def _choose_rule(self, most_noise: float, balance: float) -> str:
         memory = self._memory
         if not memory.num_outputs:
             return "random"  # losses alone
@@ -159,9 +159,9 @@ class OnlinePlanner:
             return self._settings.rule
         if balance > 0 or memory.num_outputs <= _FEW_CLASSES:
             return "random"
-        return "norm" if noise is not None and noise > _CLEAN else "cover"
+        return "norm" if most_noise > _CLEAN else "cover"
 
-    def _estimate_noise(self, known: Tensor) -> float | None:
+    def _estimate_noise(self, known: Tensor) -> tuple[float | None, float]:
         """Estimate among what is in play, and add what is left out and still contradicted.
 
         What is left out was what the model contradicts most; it would be missed in an estimate from
@@ -171,16 +171,19 @@ class OnlinePlanner:
             known: What was seen at all, bool, shape (n,).
 
         Returns:
-            Share of all known; None if too few are.
+            Share of all known, None if too few are; and the largest that fits what was seen.
         """
         memory = self._memory
         still_out = self._left_out & (memory.margin < 0)
         rest = known & ~still_out
         estimate = estimate_label_noise(memory.p_given[rest], memory.p_other[rest])
         if estimate is None:
-            return None
+            return None, 0.0
         share_out = int(still_out.sum()) / int(known.sum())
-        return share_out + (1 - share_out) * estimate.share
+        share, most = (
+            share_out + (1 - share_out) * part for part in (estimate.share, estimate.most)
+        )
+        return share, most
 
     def _say(self, situation: Situation) -> None:
         said = (situation.rule, round(situation.noise or 0.0, 2), situation.balance)
