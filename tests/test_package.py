@@ -11,7 +11,7 @@ import crest
 
 SOURCE = Path(crest.__file__).parent
 
-FLOOR = ["checks", "randomness"]
+FLOOR = ["checks", "randomness", "containers", "items"]
 ROOMS = [
     "selection",
     "looking",
@@ -27,8 +27,8 @@ LAYERS = [
     FLOOR,
     ROOMS,
     ["strategies"],
-    ["history", "reader", "data_view", "order", "open_region", "batches", "resume"],
-    ["loader"],
+    ["history", "reader", "collation", "data_view", "order", "open_region", "batches", "resume"],
+    ["epoch", "loader"],
     ["diagnostics"],
     ["lab"],
     ["report"],
