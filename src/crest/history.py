@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -159,6 +160,21 @@ class History:
         """
         self.updates += bool(record.get("updated"))
         self.records.append({**record, "cost": self.cost, "seconds": sum(self.seconds.values())})
+
+    def report_lag(self, steps: int) -> None:
+        """Note that a region was planned before all steps on the last one were taken; warn once.
+
+        Args:
+            steps: How many were not.
+        """
+        if self.lag == 0:
+            warnings.warn(
+                f"a region was planned before {steps} step(s) on the last one were taken: batches "
+                "are fetched ahead of training, or optimizer steps were skipped. Selection works "
+                "on older parameters; history.lag tells how far.",
+                stacklevel=5,
+            )
+        self.lag = max(self.lag, steps)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as primitives, ready for JSON."""
