@@ -12,7 +12,7 @@ import crest
 
 SOURCE = Path(crest.__file__).parent
 
-FLOOR = ["checks", "data_checks", "randomness"]
+FLOOR = ["checks", "data_checks", "randomness", "containers", "items"]
 ROOMS = [
     "selection",
     "looking",
@@ -28,7 +28,10 @@ LAYERS = [
     FLOOR,
     ROOMS,
     ["strategies"],
-    ["history", "reader", "data_view", "order", "open_region", "batches", "resume", "first_batch"],
+    [
+        *("history", "reader", "collation", "data_view", "order", "open_region", "batches"),
+        *("resume", "first_batch", "epoch"),
+    ],
     ["loader"],
     ["diagnostics"],
     ["lab"],
