@@ -34,8 +34,8 @@ from crest.lab.data.datasets import load_dataset
 from crest.lab.data.image_data import ImageData
 from crest.lab.data.views import ImageViews
 from crest.lab.networks.vision import build_network
-from crest.lab.run.learning_rate import learning_rate_factor
 from crest.lab.run.freed_memory import keep_freed_memory
+from crest.lab.run.learning_rate import learning_rate_factor
 from crest.strategies import OnlineSelection
 
 CRITERION = nn.CrossEntropyLoss(reduction="none")

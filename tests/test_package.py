@@ -12,7 +12,7 @@ import crest
 
 SOURCE = Path(crest.__file__).parent
 
-FLOOR = ["checks", "data_checks", "passes", "randomness"]
+FLOOR = ["checks", "data_checks", "passes", "randomness", "containers", "items"]
 ROOMS = [
     "selection",
     "looking",
@@ -29,15 +29,8 @@ LAYERS = [
     ROOMS,
     ["strategies"],
     [
-        "history",
-        "reader",
-        "data_view",
-        "order",
-        "open_region",
-        "batches",
-        "resume",
-        "feed",
-        "first_batch",
+        *("history", "reader", "collation", "data_view", "order", "open_region", "batches"),
+        *("resume", "first_batch", "epoch", "feed"),
     ],
     ["loader"],
     ["diagnostics"],

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, MutableMapping
-from typing import Any
+import collections
+import functools
+from collections.abc import Callable, Collection, Mapping, MutableMapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from crest.checks import check, tensor
+from crest.containers import attributes_of, remade, shallow
 
 __all__ = ["Attach", "weighted_mean", "with_weights"]
 
@@ -70,18 +72,29 @@ def with_weights(batch: Any, weights: Tensor, indices: Tensor, attach: Attach | 
 
     Returns:
         A tuple with the weights behind it, or a mapping with `sample_weight` and `sample_index`,
-        on the device of the batch.
+        on the device of the batch. Types with fields or attributes keep them: the weights of a
+        namedtuple are its field `sample_weight`.
 
     Raises:
         TypeError: If the batch is neither, and `attach` is None.
+        ValueError: If it has a `sample_weight` or `sample_index` of its own.
     """
     weights = weights.to(_device(batch))
     if attach is not None:
         return attach(batch, weights, indices)
-    if isinstance(batch, (tuple, list)):
+    if type(batch) is tuple or type(batch) is list:
         return (*batch, weights)
+    if isinstance(batch, tuple) and hasattr(type(batch), "_fields"):
+        _refuse_own(cast(Any, batch)._fields)
+        return _widened(type(batch), (*batch, weights), attributes_of(batch) or {})
+    if isinstance(batch, (tuple, list)):
+        try:
+            return remade(batch, (*batch, weights))
+        except TypeError:
+            pass  # of a fixed number of parts
     if isinstance(batch, MutableMapping):
-        batch = copy.copy(batch)
+        _refuse_own(batch)
+        batch = shallow(batch)
         batch["sample_weight"] = weights
         batch["sample_index"] = indices.to(weights.device)
         return batch
@@ -89,6 +102,35 @@ def with_weights(batch: Any, weights: Tensor, indices: Tensor, attach: Attach | 
         "batches must be tuples, lists or dicts to take weights; got "
         f"{type(batch).__name__}. Pass attach=, a function of (batch, weights, indices)."
     )
+
+
+def _refuse_own(names: Collection[Any]) -> None:
+    for name in ("sample_weight", "sample_index"):
+        if name in names:
+            raise ValueError(
+                f"batches must leave the name {name} to the loader, which hands out its own under "
+                f"it; got batches with a {name}. Rename it in the dataset or collate_fn, or pass "
+                "attach=, a function of (batch, weights, indices)."
+            )
+
+
+@functools.cache
+def _wide_type(kind: Any) -> Any:
+    """Make the namedtuple that `kind` is with one field more; it is still a `kind`."""
+    make: Any = collections.namedtuple
+    wide = make(kind.__name__, (*kind._fields, "sample_weight"))
+    return type(kind.__name__, (wide, kind), {"__reduce__": _reduce, "__module__": __name__})
+
+
+def _widened(kind: Any, parts: tuple[Any, ...], attributes: dict[str, Any]) -> Any:
+    made = tuple.__new__(_wide_type(kind), parts)
+    vars(made).update(attributes)
+    return made
+
+
+def _reduce(batch: Any) -> Any:
+    """Pickle a batch by the type that a module has, not by the one that is made here."""
+    return _widened, (type(batch).__mro__[2], tuple(batch), vars(batch))
 
 
 def _device(batch: Any) -> torch.device:

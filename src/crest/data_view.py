@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from crest.history import COMPONENTS, History
+from crest.items import Copier
 from crest.looking.gradients import LastLayerGradients
 from crest.looking.observer import Observer
 from crest.options import Look
@@ -22,7 +23,7 @@ from crest.pool import UNKNOWN_CLASS
 from crest.reader import Reader, Request, place
 from crest.strategies.protocol import MiniBatch
 
-__all__ = ["DataView", "cheaper_observer"]
+__all__ = ["DataView", "cheaper_observer", "known_labels"]
 
 Result = TypeVar("Result")
 
@@ -34,9 +35,10 @@ class DataView:
 
     Attributes:
         labels: Class of each example, or `pool.UNKNOWN_CLASS`, int64, shape (n,).
+        reader: Reads the examples.
 
     Args:
-        reader: Reads the examples.
+        reader: As the attribute.
         observer: Looks at the model.
         history: Is told seconds and passes.
         generator: CPU generator of view seeds.
@@ -59,7 +61,7 @@ class DataView:
         self._cheaper = cheaper
         self._price: float = 1 if cheaper is None else 0  # of an example; 0 before it was counted
         self._counted_on = 0  # examples of the pass that counted it
-        self._reader = reader
+        self.reader = reader
         self._observer = observer
         self._history = history
         self._generator = generator
@@ -69,6 +71,7 @@ class DataView:
         self._kept = self._indices
         self._held: dict[int, Any] = {}
         self._halved = False
+        self._collation_known = self._warned_of_collation = False
 
     @property
     def passes_beside_training(self) -> float:
@@ -128,12 +131,14 @@ class DataView:
             Losses and gradients in the order of `indices`.
         """
         chunks = indices.split(self._chunk)
+        seeds = self.draw_seeds(len(chunks))
         requests = [
             Request(some.tolist(), seed, collate=True)
-            for some, seed in zip(chunks, self.draw_seeds(len(chunks)), strict=True)
+            for some, seed in zip(chunks, seeds, strict=True)
         ]
         parts = []
-        for some, batch in zip(chunks, Reader(loader).stream(requests), strict=True):
+        stream = Reader(loader, worker_seed=seeds[0]).stream(requests)
+        for some, batch in zip(chunks, stream, strict=True):
             part = self._gradients(place(batch, self._observer.device))
             self._check_losses(part.losses, some)
             parts.append(part)
@@ -218,9 +223,11 @@ class DataView:
         Returns:
             The batch, where the dataset put it.
         """
-        views = self._views()
+        items = self._items(self._views(), indices)
         with self._history.timed_on_host("data"):
-            return self._reader.collate([views[index] for index in indices.tolist()], seed)
+            batch = self.reader.collate(items, seed)
+        self._warn_of_random_collation(items)
+        return batch
 
     def draw_seeds(self, count: int) -> list[int]:
         """Draw seeds for `count` requests.
@@ -280,7 +287,7 @@ class DataView:
         flops = []
         for observer in (self._cheaper, self._observer):
             with FlopCounterMode(display=False) as counter:
-                losses = observer.losses(batch)
+                losses = observer.losses(Copier().copy(batch))  # a loss may write to its batch
             flops.append(counter.get_total_flops())
         self._history.count("features", forward=len(losses))
         self._counted_on = len(losses)
@@ -316,7 +323,7 @@ class DataView:
 
     def _read(self, indices: Tensor, seeds: list[int]) -> dict[int, Any]:
         with self._history.timed("data"):
-            items = self._reader.items(indices, seeds, self._chunk)
+            items = self.reader.items(indices, seeds, self._chunk)
         unknown = indices[self.labels[indices] == UNKNOWN_CLASS]
         found = [_label(items[index]) for index in unknown.tolist()]
         self.labels[unknown] = torch.tensor(found, dtype=torch.int64)
@@ -324,9 +331,33 @@ class DataView:
 
     def _batch(self, items: dict[int, Any], indices: Tensor) -> Any:
         with self._history.timed("data"):
-            numbers = indices.tolist()
-            batch = self._reader.collate([items[index] for index in numbers], seed=numbers[0])
+            batch = self.reader.collate(self._items(items, indices), seed=int(indices[0]))
             return place(batch, self._observer.device)
+
+    def _items(self, items: dict[int, Any], indices: Tensor) -> list[Any]:
+        numbers = indices.tolist()
+        try:
+            return [items[index] for index in numbers]
+        except KeyError:
+            # A plan that was broken off has held others in their place: these views are gone.
+            if not self._held.keys() >= set(numbers):
+                self.hold(torch.unique(torch.cat([self._kept, indices])))
+            return [self._held[index] for index in numbers]
+
+    def _warn_of_random_collation(self, items: list[Any]) -> None:
+        collate = self.reader.collate
+        if self._collation_known and not collate.draws:
+            return
+        is_random = collate.draws or collate.is_random(items)
+        if is_random and not self._warned_of_collation:
+            self._warned_of_collation = True
+            warnings.warn(
+                "collate_fn draws at random, each time anew: a batch that is trained on is not the "
+                "view that was selected, but another of the same examples. Draw in the dataset's "
+                "__getitem__ to train on what was selected.",
+                stacklevel=2,
+            )
+        self._collation_known = True
 
     def _check_losses(self, losses: Tensor, indices: Tensor) -> None:
         if len(losses) != len(indices):
@@ -384,3 +415,17 @@ def cheaper_observer(
         transform=look.transform,
         batch_statistics=look.batch_statistics,
     )
+
+
+def known_labels(labels: Tensor | None, num_examples: int) -> Tensor:
+    """Give the class of each example as far as it was told.
+
+    Args:
+        labels: As told, int, shape (n,); None if they were not.
+        num_examples: n.
+
+    Returns:
+        Classes, or `pool.UNKNOWN_CLASS`, int64, shape (n,), for a view to fill in.
+    """
+    known = torch.full((num_examples,), UNKNOWN_CLASS)
+    return known if labels is None else known.copy_(labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from crest.history import COMPONENTS, History
+from crest.items import Copier
 from crest.looking.losses import NotPerExampleError
 from crest.looking.observer import Observer
 from crest.reader import place
@@ -53,7 +54,8 @@ class FirstBatch:
 
     def _look(self, batch: Any) -> Any:
         try:
-            return self._observer.losses(place(batch, self._observer.device))
+            its_own = Copier().copy(batch)  # loss_fn may write to it
+            return self._observer.losses(place(its_own, self._observer.device))
         except NotPerExampleError:
             raise
         except Exception:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
@@ -16,7 +15,8 @@ from torch.utils.data import DataLoader
 from crest.batches import Attach, with_weights
 from crest.checks import SEED, check, instance, many, whole
 from crest.data_checks import check_indices
-from crest.data_view import DataView, cheaper_observer
+from crest.data_view import DataView, cheaper_observer, known_labels
+from crest.epoch import Epoch
 from crest.feed import Feed
 from crest.first_batch import FirstBatch
 from crest.history import History
@@ -28,10 +28,10 @@ from crest.order import (
     check_loader,
     check_sampler,
     default_batch_size,
-    draw_user_order,
     epoch_length,
+    make_task,
+    set_epoch,
 )
-from crest.pool import UNKNOWN_CLASS
 from crest.randomness import order_generators, preserved_order, preserved_random_state
 from crest.reader import Reader, place
 from crest.resume import STATE_VERSION, check_same, check_state, damage_named
@@ -39,7 +39,6 @@ from crest.strategies import Crest, Strategy
 from crest.strategies.protocol import (
     Excludes,
     MiniBatch,
-    Task,
 )
 from crest.strategies.registry import make_strategy
 from crest.watching.parameters import ParameterWatch
@@ -57,14 +56,17 @@ class CoresetLoader:
     attached: appended to a tuple or list, `sample_weight` and `sample_index` in a dict. Batches are
     planned in finite regions; nothing is fetched beyond the end of a region before its last step
     was taken. Randomness of dataset and collate_fn is seeded at each read, so that a run depends on
-    `seed` alone and not on the number of workers; the global random states are left alone.
+    `seed` alone and not on the number of workers; the global random states are left alone. Workers
+    end with each epoch and see what was changed in the dataset before the next; short epochs start
+    sooner with `persistent_workers=True` in the user's loader.
 
     Attributes:
         history: Records, seconds and costs, see `crest.history.History`.
         observer: Looks at the model without a trace, see `crest.looking.observer.Observer`.
 
     Args:
-        train_loader: An ordinary DataLoader over a map-style dataset, with shuffling or without.
+        train_loader: An ordinary DataLoader over a map-style dataset, with shuffling or without. A
+            sampler that does more is followed by `Full` alone, and refused elsewhere.
         model: The model that is trained; the loader only looks at it.
         loss_fn: `loss_fn(output, target)` for batches `(inputs, targets)`, or `loss_fn(model,
             batch)`, told by the name of the first argument. Returns one loss per example.
@@ -80,7 +82,8 @@ class CoresetLoader:
         head: The last layer or its name; found by itself if None, see `Observer`.
         selection_dataset: Other views of the same examples, without augmentation say, to select on;
             training then reads the loader's dataset as usual. By default the view that is selected
-            is the view that is trained on: a weight is right for the pixels that were measured.
+            is the view that is trained on, but for what collate_fn draws at random: a weight is
+            right for the pixels that were measured.
         look: How the strategy looks at the model, for a cheaper look than a forward pass of
             training, see `crest.Look`. None: at the model as it is.
         attach: `attach(batch, weights, indices)` returns the batch to hand out, for batches that
@@ -146,20 +149,21 @@ class CoresetLoader:
         )
         options.check_against(length)
         self._settings = options.to_settings()
-        if not getattr(options.strategy, "keeps_user_order", False):
+        keeps_user_order = getattr(options.strategy, "keeps_user_order", False)
+        self._keeps_user_epochs = keeps_user_order and options.budget == 1
+        if not keeps_user_order:
             check_sampler(train_loader)
         look, batch_size = options.look, options.batch_size
         self._train_loader = train_loader
         self._model = model
-        self._length = epoch_length(len(train_loader), options.budget, options.accumulation_steps)
+        self._epoch = Epoch(
+            epoch_length(len(train_loader), options.budget, options.accumulation_steps)
+        )
 
         self._plan_generator = torch.Generator().manual_seed(options.seed)
         self._view_generator = torch.Generator().manual_seed(options.seed + 1)
         self.observer = Observer(model, loss_fn, head=head, dtype=look.dtype)
         self.history = History(batch_size * options.accumulation_steps, self.observer.device)
-        known_labels = torch.full((length,), UNKNOWN_CLASS)
-        if options.labels is not None:
-            known_labels.copy_(cast(Tensor, options.labels))
         reader = Reader(train_loader)
         self._examples = DataView(
             reader if selection_dataset is None else Reader(train_loader, selection_dataset),
@@ -167,23 +171,14 @@ class CoresetLoader:
             self.history,
             self._view_generator,
             max(batch_size, 128) if look.chunk is None else look.chunk,
-            known_labels,
+            known_labels(cast(Tensor | None, options.labels), length),
             cheaper_observer(look, model, loss_fn, head),
         )
         self._region = OpenRegion(
             reader, self._examples, self.history, trains_on_held=selection_dataset is None
         )
-        self._task = Task(
-            num_examples=length,
-            batch_size=batch_size,
-            batches_per_step=options.accumulation_steps,
-            drop_last=train_loader.drop_last,
-            generator=self._plan_generator,
-            labels=None if options.labels is None else known_labels,
-            user_order=functools.partial(draw_user_order, train_loader),
-            batches_per_pass=len(train_loader),
-            dataset=train_loader.dataset,
-            exact_losses=look.is_exact,
+        self._task = dataclasses.replace(
+            make_task(train_loader, options, self._plan_generator, self._examples.labels),
             explain_silence=lambda: self._feed.explain(),
         )
         self._planner = options.strategy.start(self._task)
@@ -191,23 +186,20 @@ class CoresetLoader:
         self._feed = Feed(self._planner, model, self.observer, loss_fn, name)
         self._training = ParameterWatch(model)
         self._first = FirstBatch(self.observer, self.history)
-        self._position = 0  # batches of the epoch handed out
         self._total = 0  # batches of the run handed out
-        self._in_epoch = False
-        self._resuming = False
 
     def __repr__(self) -> str:
         """Say what is trained on, how much of it, and how it is picked."""
         options, data = self._options, type(self._train_loader.dataset).__name__
         return (
-            f"CoresetLoader({self._dataset_length} examples of {data}, {self._length} batches of "
+            f"CoresetLoader({self._dataset_length} examples of {data}, {len(self)} batches of "
             f"{options.batch_size} an epoch, budget={options.budget:g}, "
             f"strategy={options.strategy!r})"
         )
 
     def __len__(self) -> int:
         """Return the number of batches in a short epoch."""
-        return self._length
+        return self._epoch.length
 
     @property
     def num_examples(self) -> int:
@@ -232,23 +224,32 @@ class CoresetLoader:
         return torch.ones(self._dataset_length, dtype=torch.bool)
 
     def __iter__(self) -> Iterator[Any]:
-        """Iterate over one short epoch; after `load_state_dict`, over what is left of it."""
-        if not self._resuming:
-            self._position = 0
-        self._resuming = False
-        self._in_epoch = True
+        """Iterate over one short epoch; after `load_state_dict`, over what is left of it.
+
+        One iteration at a time: when another one begins, this one raises at its next batch. A loop
+        that is left early, by `break` or an error, ends its epoch, and the next one begins anew.
+
+        Yields:
+            Batches with weights.
+        """
+        if self._keeps_user_epochs and not self._epoch.resumes:
+            self._region.drop()  # what a loop left early
+        iteration = self._epoch.begin()
         try:
-            while self._position < self._length:
+            self._region.begin_epoch(self._epoch.seed(self._options.seed, self._total))
+            while self._epoch.goes_on(iteration):
                 self._feed.settle()
                 planned, batch = self._fetch()
                 self._first.check(batch, len(planned.indices))
                 self._feed.hand_out(planned, batch)
-                batch = with_weights(batch, planned.weights, planned.indices, self._options.attach)
-                self._position += 1
+                attach = self._options.attach
+                batch = with_weights(batch, planned.weights, planned.indices, attach)
+                self._epoch.position += 1
                 with self.history.timed_on_host("train"):
                     yield batch
         finally:  # a loop that counts batches does not ask for one more
-            self._in_epoch = self._position < self._length
+            if self._epoch.end(iteration):
+                self._region.end_epoch()
             self._feed.settle()
 
     def observe(
@@ -272,18 +273,6 @@ class CoresetLoader:
             TypeError: If an argument is no tensor.
             ValueError: If there was no batch yet, the shape is not that of its indices, or the
                 strategy needs outputs and the losses were not computed from those given.
-
-        Example:
-            >>> from torch.utils.data import TensorDataset
-            >>> from crest import weighted_mean
-            >>> data = TensorDataset(torch.randn(64, 4), torch.randint(2, (64,)))
-            >>> model, criterion = nn.Linear(4, 2), nn.CrossEntropyLoss(reduction="none")
-            >>> loader = CoresetLoader(DataLoader(data, batch_size=8), model, loss_fn=criterion)
-            >>> for inputs, targets, weights in loader:
-            ...     outputs = model(inputs)
-            ...     losses = criterion(outputs, targets)
-            ...     loader.observe(losses, outputs)
-            ...     weighted_mean(losses, weights).backward()
         """
         last = None if self.handed_out is None else self.handed_out.indices
         indices = check_told(losses, outputs, indices, last)
@@ -322,6 +311,7 @@ class CoresetLoader:
         del state["settings"]  # of any type, and the same by construction
         branch.load_state_dict({**copy.deepcopy(state), "settings": branch._settings})
         branch._examples.share_views(self._examples)
+        branch._region.begin_epoch(self._epoch.seed(self._options.seed, self._total))
         found = []
         with preserved_random_state(self.observer.device), preserved_order(self._train_loader):
             for _ in range(count):
@@ -347,11 +337,12 @@ class CoresetLoader:
         check("batches", batches, instance(list, tuple, text="a list of tensors"))
         for indices in batches:
             check_indices("batches", indices, self._dataset_length)
-        stream = Reader(self._train_loader).batches(batches, check("seed", seed, SEED))
+        seed = check("seed", seed, SEED)
+        stream = Reader(self._train_loader, worker_seed=seed).batches(batches, seed)
         return (place(batch, self.observer.device) for batch in stream)
 
     def set_epoch(self, epoch: int) -> None:
-        """Pass the epoch on to the sampler of the user's loader, if it wants to know.
+        """Pass the epoch on to the samplers of the user's loader that want to know.
 
         Args:
             epoch: Number of the epoch that starts, >= 0.
@@ -360,10 +351,7 @@ class CoresetLoader:
             TypeError: If it is no integer.
             ValueError: If it is negative.
         """
-        epoch = check("epoch", epoch, whole(0))
-        set_epoch = getattr(self._train_loader.sampler, "set_epoch", None)
-        if callable(set_epoch):
-            set_epoch(epoch)
+        set_epoch(self._train_loader, check("epoch", epoch, whole(0)))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` continues from, bit for bit.
@@ -381,8 +369,8 @@ class CoresetLoader:
             "version": STATE_VERSION,
             "settings": dict(self._settings),
             "dataset_length": self._dataset_length,
-            "position": self._position,
-            "in_epoch": self._in_epoch,
+            "position": self._epoch.position,
+            "in_epoch": self._epoch.is_open,
             "total": self._total,
             "region": self._region.state_dict(),
             "plan_generator": self._plan_generator.get_state(),
@@ -398,9 +386,10 @@ class CoresetLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was called.
 
-        The next iteration gives the batches that were left of that epoch, one that was broken off
-        included. Views that were held are read again under their seeds, which gives the same pixels
-        as long as the dataset draws its randomness from torch, numpy or `random`.
+        The next iteration gives the batches that were left of the epoch, if the state was saved
+        inside the loop, and a new epoch if it was saved after it, `break` included, as for the
+        loader at hand. Views that were held are read again under their seeds, which gives the same
+        pixels as long as the dataset draws its randomness from torch, numpy or `random`.
 
         Args:
             state: What `state_dict` returned.
@@ -413,8 +402,7 @@ class CoresetLoader:
         check_state(state, self._settings, self._dataset_length)
         generators = order_generators(self._train_loader)
         check_same("generators of the order", len(state["order_generators"]), len(generators))
-        self._position = state["position"]
-        self._in_epoch = self._resuming = state["in_epoch"]
+        self._epoch.load(state["position"], state["in_epoch"])
         self._total = state["total"]
         self._training.begin_anew()
         with damage_named():

@@ -61,32 +61,58 @@ class OpenRegion:
             put it.
         """
         planned, seed = self._region.batches[self._cursor], self._seeds[self._cursor]
+        # Taken away until the batch is counted: an error, an interrupt or a worker that dies in
+        # between leaves no stream, and the next one is opened at the cursor.
+        stream, self._stream = self._stream, None
         if self._region.held and self._trains_on_held:
             batch = self._examples.held_batch(planned.indices, seed)
         else:
             with self._history.timed_on_host("data"):
-                batch = self._next_in_stream()
+                stream = stream or self._open_stream()
+                batch = next(stream)
         self._cursor += 1
+        self._stream = stream
         return planned, batch
+
+    def drop(self) -> None:
+        """Give up what is left of the region."""
+        if not self.is_used_up:
+            self._begin(Region([]), [])
+
+    def begin_epoch(self, worker_seed: int) -> None:
+        """Read with new workers from here on, see `Reader.begin_epoch`.
+
+        Args:
+            worker_seed: What their seeds are drawn from.
+        """
+        self._close_stream()
+        for reader in (self._reader, self._examples.reader):
+            reader.begin_epoch(worker_seed)
+
+    def end_epoch(self) -> None:
+        """End the workers with the loop, as those of a DataLoader."""
+        self._close_stream()
+        for reader in (self._reader, self._examples.reader):
+            reader.end_epoch()
+
+    def _close_stream(self) -> None:
+        if self._reader.has_workers:  # the dataset itself is no copy that could be out of date
+            self._stream = None
 
     def _begin(self, region: Region, seeds: list[int]) -> None:
         self._region, self._seeds = region, seeds
         self._cursor = 0
         self._stream = None
 
-    def _next_in_stream(self) -> Any:
-        if self._stream is None:
-            unseeded = not self._region.seeded and not self._reader.has_workers
-            rest = slice(self._cursor, None)
-            self._stream = self._reader.stream(
-                [
-                    Request(batch.indices.tolist(), None if unseeded else seed, collate=True)
-                    for batch, seed in zip(
-                        self._region.batches[rest], self._seeds[rest], strict=True
-                    )
-                ]
-            )
-        return next(self._stream)
+    def _open_stream(self) -> Iterator[Any]:
+        unseeded = not self._region.seeded and not self._reader.has_workers
+        rest = slice(self._cursor, None)
+        return self._reader.stream(
+            [
+                Request(batch.indices.tolist(), None if unseeded else seed, collate=True)
+                for batch, seed in zip(self._region.batches[rest], self._seeds[rest], strict=True)
+            ]
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is left of the region, as tensors and primitives."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
+import warnings
 from typing import Any, cast
 
 import torch
@@ -10,12 +13,15 @@ from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    DistributedSampler,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
 )
 
 from crest.checks import check, instance
+from crest.options import LoaderOptions
+from crest.strategies.protocol import Task
 
 __all__ = [
     "check_length",
@@ -23,7 +29,10 @@ __all__ = [
     "check_sampler",
     "default_batch_size",
     "draw_user_order",
+    "drops_last",
     "epoch_length",
+    "make_task",
+    "set_epoch",
 ]
 
 _LOADER = instance(DataLoader, text="a torch.utils.data.DataLoader")
@@ -36,11 +45,64 @@ def draw_user_order(loader: DataLoader[Any]) -> list[Tensor]:
         loader: The user's loader.
 
     Returns:
-        Example indices of each batch, int64.
+        Example indices of each batch, int64: at most as many as `len(loader)` announces, as some
+        batch samplers go on for ever, to keep their workers.
+
+    Raises:
+        ValueError: If there is no batch, or one whose members are not integers.
     """
     # iter(loader) draws a seed for its workers before the sampler draws its own.
     torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
-    return [torch.tensor(indices) for indices in cast(Any, loader.batch_sampler)]
+    batches = iter(cast(Any, loader.batch_sampler))
+    order = [list(indices) for indices in itertools.islice(batches, len(loader))]
+    if next(batches, None) is not None:  # asked in any case: samplers draw at their end, too
+        warnings.warn(
+            f"{_name(loader)} hands out more than the {len(loader)} batches that "
+            "len(train_loader) announces; each epoch begins anew after these.",
+            stacklevel=2,
+        )
+    if not order:
+        raise ValueError(f"{_name(loader)} must hand out a batch in each epoch; got none.")
+    found = []
+    for indices in order:
+        try:
+            batch = torch.tensor(indices)
+        except (TypeError, ValueError, RuntimeError):
+            batch = torch.empty(0)
+        if batch.dtype != torch.int64 or batch.ndim != 1:
+            raise ValueError(
+                f"{_name(loader)} must hand out lists of integers, the places of examples; got "
+                f"{str(indices)[:100]}."
+            )
+        found.append(batch)
+    return found
+
+
+def set_epoch(loader: DataLoader[Any], epoch: int) -> None:
+    """Tell an epoch to the samplers that want to know.
+
+    Args:
+        loader: The user's loader.
+        epoch: Number of the epoch that starts.
+    """
+    batches: Any = loader.batch_sampler
+    inner: Any = getattr(batches, "sampler", None)
+    for sampler in (loader.sampler, batches, None if inner is loader.sampler else inner):
+        tell = getattr(sampler, "set_epoch", None)
+        if callable(tell):
+            tell(epoch)
+
+
+def drops_last(loader: DataLoader[Any]) -> bool:
+    """Tell whether an epoch leaves out its incomplete last batch.
+
+    Args:
+        loader: The user's loader.
+
+    Returns:
+        What its batch sampler says, which may be one of the user's own.
+    """
+    return bool(getattr(loader.batch_sampler, "drop_last", loader.drop_last))
 
 
 def check_loader(train_loader: DataLoader[Any]) -> int:
@@ -71,24 +133,31 @@ def check_loader(train_loader: DataLoader[Any]) -> int:
             "train_loader must batch its examples; got one with batch_size=None. "
             "Set batch_size in the DataLoader."
         )
+    if type(train_loader).__iter__ is not DataLoader.__iter__:
+        warnings.warn(
+            f"{type(train_loader).__name__} iterates in a way of its own, which is not asked: "
+            "batches are made with its dataset, samplers, collate_fn and workers. What it does to "
+            "batches beyond that belongs into collate_fn, or into the loop.",
+            stacklevel=4,
+        )
     return length
 
 
-def check_length(train_loader: DataLoader[Any], length: int) -> None:
+def check_length(loader: DataLoader[Any], num_examples: int) -> None:
     """Refuse a dataset that has grown or shrunk.
 
     Args:
-        train_loader: The user's loader.
-        length: Examples that it had.
+        loader: The user's loader.
+        num_examples: Its examples when the run began.
 
     Raises:
-        ValueError: If it has another number of them.
+        ValueError: If they are not as many now.
     """
-    now = len(cast(Any, train_loader.dataset))
-    if now != length:
+    length = len(cast(Any, loader.dataset))
+    if length != num_examples:
         raise ValueError(
-            f"the dataset must keep its length, {length}; it has {now} now. Make a new loader for "
-            "other data."
+            f"the dataset must keep its length, {num_examples}; it has {length} now. "
+            "Make a new loader for other data."
         )
 
 
@@ -137,11 +206,79 @@ def check_sampler(loader: DataLoader[Any]) -> None:
         loader: The user's loader.
 
     Raises:
-        ValueError: If its sampler does more than shuffle.
+        ValueError: If it does more than shuffle: it leaves examples out, repeats some, weighs
+            them, or is of a kind that is not known to give each example once.
     """
-    if not isinstance(loader.sampler, (RandomSampler, SequentialSampler)):
+    batches: Any = loader.batch_sampler
+    if getattr(type(batches), "__iter__", None) is not BatchSampler.__iter__:
+        reason = "make batches in a way of its own"
+    else:
+        reason = _choice(batches.sampler, len(cast(Any, loader.dataset)))
+    if reason:
         raise ValueError(
-            "the sampler of train_loader must leave the choice of examples to the strategy; got "
-            f"{type(loader.sampler).__name__}. Wrap the examples in torch.utils.data.Subset "
-            "and use shuffle=True."
+            "the sampler of train_loader must leave the choice of examples to the strategy, not "
+            f"{reason}; got {_name(loader)}. Wrap the examples in torch.utils.data.Subset and use "
+            "shuffle=True. crest.Full() keeps sampler and order."
         )
+
+
+def _choice(sampler: Any, num_examples: int) -> str:
+    """Say what a sampler does beyond giving each example once in an epoch; empty: nothing."""
+    kind = type(sampler)
+    if isinstance(sampler, DistributedSampler) and kind.__iter__ is DistributedSampler.__iter__:
+        if sampler.num_replicas > 1:
+            return (
+                f"give this process one of {sampler.num_replicas} parts, which is "
+                "Subset(dataset, range(rank, len(dataset), world_size))"
+            )
+        source: Any = sampler.dataset
+    elif getattr(kind, "__iter__", None) is RandomSampler.__iter__:
+        if sampler.replacement:
+            return "draw with replacement"
+        source = sampler.data_source
+        if sampler.num_samples != len(source):
+            return f"draw {sampler.num_samples} of {len(source)}"
+    elif getattr(kind, "__iter__", None) is SequentialSampler.__iter__:
+        source = sampler.data_source
+    else:
+        return "choose in a way of its own"
+    if len(source) != num_examples:
+        return f"know {len(source)} of {num_examples} examples"
+    return ""
+
+
+def _name(loader: DataLoader[Any]) -> str:
+    """Name the part of the user's that decides on the order."""
+    batches: Any = loader.batch_sampler
+    return type(batches.sampler if type(batches) is BatchSampler else batches).__name__
+
+
+def make_task(
+    loader: DataLoader[Any],
+    options: LoaderOptions,
+    generator: torch.Generator,
+    labels: Tensor,
+) -> Task:
+    """Tell a strategy what it must know before the first region.
+
+    Args:
+        loader: The user's loader.
+        options: Of the `CoresetLoader`.
+        generator: Of the plan.
+        labels: Classes as far as they are known, which the data fills in later.
+
+    Returns:
+        The task.
+    """
+    return Task(
+        num_examples=len(labels),
+        batch_size=options.batch_size,
+        batches_per_step=options.accumulation_steps,
+        drop_last=drops_last(loader),
+        generator=generator,
+        labels=None if options.labels is None else labels,
+        user_order=functools.partial(draw_user_order, loader),
+        batches_per_pass=len(loader),
+        dataset=loader.dataset,
+        exact_losses=options.look.is_exact,
+    )

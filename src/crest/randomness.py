@@ -63,10 +63,16 @@ def order_generators(loader: DataLoader[Any]) -> list[torch.Generator]:
         loader: The user's loader.
 
     Returns:
-        At most two, which may be the same.
+        Those of the loader, its sampler, its batch sampler and the sampler in that, which may be
+        the same.
     """
-    found = [loader.generator, getattr(loader.sampler, "generator", None)]
-    return [generator for generator in found if generator is not None]
+    owners: list[Any] = [loader, loader.sampler]
+    if loader.batch_sampler is not None:
+        batches: Any = loader.batch_sampler
+        inner = getattr(batches, "sampler", None)
+        owners += [batches] if inner is loader.sampler else [batches, inner]
+    found = [getattr(owner, "generator", None) for owner in owners]
+    return [generator for generator in found if isinstance(generator, torch.Generator)]
 
 
 @contextmanager

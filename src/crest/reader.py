@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from operator import getitem
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from crest.collation import Collation
+from crest.containers import remade, shallow
+from crest.items import pack, unpack
 from crest.randomness import seeded
 
-__all__ = ["Reader", "Request"]
+__all__ = ["Reader", "Request", "place"]
 
 
 class Request(NamedTuple):
@@ -35,48 +38,77 @@ class Request(NamedTuple):
 class Reader:
     """Fetches requests with the settings of a user's loader.
 
-    Workers start at the first request and stay until the reader goes. Iterating never draws from
-    the global random state.
+    Workers start at the first request and stay, through any number of streams, until the epoch
+    ends, or the run if the user's loader has `persistent_workers`. Iterating never draws from the
+    global random state.
 
     Attributes:
+        collate: Collates items again and again, see `Collation`.
         has_workers: Whether other processes do the reading.
 
     Args:
         loader: The user's loader over a map-style dataset.
         dataset: Read this one instead of the loader's.
+        worker_seed: What the seeds of workers are drawn from.
     """
 
-    def __init__(self, loader: DataLoader[Any], dataset: Any = None) -> None:
-        self._collate_fn = loader.collate_fn
-        self._dataset = _RequestDataset(
-            loader.dataset if dataset is None else dataset, loader.collate_fn
-        )
+    def __init__(self, loader: DataLoader[Any], dataset: Any = None, worker_seed: int = 0) -> None:
+        dataset = loader.dataset if dataset is None else dataset
+        self.collate = Collation(loader.collate_fn, [dataset, loader.dataset])
+        self.has_workers = loader.num_workers > 0
+        self._outlives_epochs = loader.persistent_workers
+        self._worker_seed = worker_seed
         self._queue: list[Request] = []
-        workers: dict[str, Any] = {}
-        if loader.num_workers:
-            workers = {
+        self._options: dict[str, Any] = {
+            "dataset": _RequestDataset(dataset, loader.collate_fn),
+            "batch_size": None,
+            "sampler": _Queue(self._queue),
+            "collate_fn": _as_it_is,
+            "pin_memory": loader.pin_memory and torch.cuda.is_available(),
+        }
+        if self.has_workers:
+            self._options |= {
                 "num_workers": loader.num_workers,
                 "persistent_workers": True,
                 "prefetch_factor": loader.prefetch_factor,
-                "worker_init_fn": loader.worker_init_fn,
+                "worker_init_fn": _WorkerStart(loader.worker_init_fn),
                 "multiprocessing_context": loader.multiprocessing_context,
                 "timeout": loader.timeout,
             }
-        self._loader: DataLoader[Any] = DataLoader(
-            self._dataset,
-            batch_size=None,
-            sampler=_Queue(self),
-            collate_fn=_as_it_is,
-            pin_memory=loader.pin_memory and torch.cuda.is_available(),
-            generator=torch.Generator(),
-            **workers,
-        )
-        self.has_workers = loader.num_workers > 0
+        self._loader: DataLoader[Any] | None = None
+        self._iterator: Any = None  # of that loader, which owns the workers
+        self._opened = 0  # streams so far
+
+    def begin_epoch(self, worker_seed: int) -> None:
+        """Let the workers of this epoch be new ones, which see the dataset as it is now.
+
+        Args:
+            worker_seed: What their seeds are drawn from.
+        """
+        if not self._outlives_epochs:
+            self.end_workers()
+            self._worker_seed = worker_seed
+
+    def end_epoch(self) -> None:
+        """End the workers, if those of the user's loader would end."""
+        if not self._outlives_epochs:
+            self.end_workers()
+
+    def end_workers(self) -> None:
+        """End the workers; the next stream starts others.
+
+        At once, and not when the last reference goes: an error that somebody keeps holds one, and
+        workers that are forked while older ones wait to be collected take seconds to end.
+        """
+        shut_down = getattr(self._iterator, "_shutdown_workers", None)
+        self._loader = self._iterator = None
+        if shut_down is not None:
+            shut_down()
 
     def stream(self, requests: Sequence[Request]) -> Iterator[Any]:
         """Read requests in order, ahead of their use if there are workers.
 
-        Only one stream can be open; opening the next one ends it.
+        Only one stream can be open; opening the next one ends it. One that raised is over, too.
 
         Args:
             requests: What to read.
@@ -85,7 +117,30 @@ class Reader:
             The answers, in order.
         """
         self._queue[:] = requests
-        return iter(self._loader)
+        if not all(worker.is_alive() for worker in getattr(self._iterator, "_workers", ())):
+            self.end_workers()
+        if self._loader is None:
+            generator = torch.Generator().manual_seed(self._worker_seed)
+            self._loader = DataLoader(**self._options, generator=generator)
+        try:
+            answers = iter(self._loader)
+        except BaseException:
+            self.end_workers()
+            raise
+        self._iterator = answers
+        self._opened += 1
+        return self._answers(answers, self._opened)
+
+    def _answers(self, answers: Iterator[Any], number: int) -> Iterator[Any]:
+        try:
+            for answer in answers:
+                yield answer
+                assert number == self._opened, "another stream was opened"
+        except GeneratorExit:
+            raise
+        except BaseException:
+            self.end_workers()  # some may be gone, others at work on what nobody waits for
+            raise
 
     def batches(self, batches: Sequence[Tensor], seed: int) -> Iterator[Any]:
         """Read views of any examples.
@@ -128,40 +183,12 @@ class Reader:
             found.update(zip(request.indices, items, strict=True))
         return found
 
-    def collate(self, items: Sequence[Any], seed: int) -> Any:
-        """Collate items in this process, once or again.
-
-        The dicts and lists of an item are copied, so that what a collate function takes out of
-        them, or puts there, is not missing or done twice the next time.
-
-        Args:
-            items: Items of one batch.
-            seed: Seeds a collate function that draws at random.
-
-        Returns:
-            The batch, as the user's collate_fn makes it.
-
-        Raises:
-            ValueError: If the collate function changed a tensor of an item in place.
-        """
-        tensors: list[Tensor] = []
-        copies = [_copied(item, tensors) for item in items]
-        versions = [tensor._version for tensor in tensors]
-        with seeded(seed):
-            batch = self._collate_fn(copies)
-        if versions != [tensor._version for tensor in tensors]:
-            raise ValueError(
-                "collate_fn must not change the tensors of an item in place, as items are collated "
-                "for selection and again for training. Write x = x / 2 in place of x /= 2."
-            )
-        return batch
-
 
 class _Queue:
     """Sampler of a loader whose requests change from one iteration to the next."""
 
-    def __init__(self, reader: Reader) -> None:
-        self._requests = reader._queue
+    def __init__(self, requests: list[Request]) -> None:
+        self._requests = requests
 
     def __iter__(self) -> Iterator[Request]:
         return iter(list(self._requests))
@@ -170,11 +197,24 @@ class _Queue:
         return len(self._requests)
 
 
+class _WorkerStart:
+    """Shows a worker the user's dataset, and runs the user's `worker_init_fn`."""
+
+    def __init__(self, worker_init_fn: Callable[[int], None] | None) -> None:
+        self._worker_init_fn = worker_init_fn
+
+    def __call__(self, worker_id: int) -> None:
+        info: Any = get_worker_info()
+        object.__setattr__(info, "dataset", info.dataset.dataset)  # it is frozen
+        if self._worker_init_fn is not None:
+            self._worker_init_fn(worker_id)
+
+
 class _RequestDataset(Dataset[Any]):
     """Answers requests, in a worker or in the main process."""
 
     def __init__(self, dataset: Any, collate_fn: Callable[[list[Any]], Any]) -> None:
-        self._dataset = dataset
+        self.dataset = dataset
         self._collate_fn = collate_fn
 
     def __getitem__(self, request: Request) -> Any:
@@ -184,121 +224,72 @@ class _RequestDataset(Dataset[Any]):
             return self._answer(request)
 
     def _answer(self, request: Request) -> Any:
-        if hasattr(self._dataset, "__getitems__"):
-            items = self._dataset.__getitems__(request.indices)
+        if getattr(self.dataset, "__getitems__", None):
+            items = self._read(_getitems, request.indices, "examples")
         else:
-            items = [self._read(index) for index in request.indices]
-        if request.collate:
-            return self._collate_fn(items)
-        in_worker = torch.utils.data.get_worker_info() is not None
-        return pack(items) if in_worker else items
-
-    def _read(self, index: int) -> Any:
+            items = [self._read(getitem, index, "example") for index in request.indices]
+        if not request.collate:
+            return items if get_worker_info() is None else pack(items)
         try:
-            return self._dataset[index]
+            return self._collate_fn(items)
+        except StopIteration as error:  # would end a loop as if nothing had happened
+            raise RuntimeError("collate_fn must return a batch; it raised StopIteration") from error
+
+    def _read(self, read: Callable[[Any, Any], Any], which: Any, name: str) -> Any:
+        try:
+            return read(self.dataset, which)
         except Exception as error:
             raise RuntimeError(
-                f"the dataset must give example {index}; it raised {type(error).__name__}: {error}"
+                f"the dataset must give {name} {which}; it raised {type(error).__name__}: {error}"
             ) from error
 
 
-class _Packed(NamedTuple):
-    """Items on their way out of a worker, column by column."""
-
-    kind: str
-    detail: Any
-    columns: list[Any]
-
-
-def pack(items: list[Any]) -> _Packed:
-    """Turn items into few large tensors, which cross between processes in shared memory.
-
-    Args:
-        items: Items of one request: tensors, tuples, lists or dicts of such, or anything else.
-
-    Returns:
-        What `unpack` turns back into the same items.
-    """
-    first = items[0]
-    is_container = isinstance(first, (tuple, list)) or type(first) is dict
-    is_empty = is_container and not first  # has no columns to tell the number of rows by
-    if not is_empty and all(type(item) is type(first) for item in items):
-        if type(first) is Tensor and all(
-            item.shape == first.shape and item.dtype == first.dtype and item.device == first.device
-            for item in items
-        ):
-            return _Packed("tensor", None, [torch.stack(items)])
-        if isinstance(first, (tuple, list)) and len({len(item) for item in items}) == 1:
-            columns = [pack(list(column)) for column in zip(*items, strict=True)]
-            return _Packed("sequence", type(first), columns)
-        if type(first) is dict and all(item.keys() == first.keys() for item in items):
-            return _Packed(
-                "mapping", list(first), [pack([item[key] for item in items]) for key in first]
-            )
-    return _Packed("other", None, [pickle.dumps(items)])
-
-
-def unpack(packed: _Packed) -> list[Any]:
-    """Undo `pack`.
-
-    Args:
-        packed: The result of `pack`.
-
-    Returns:
-        The items, in order.
-    """
-    kind, detail, columns = packed
-    if kind == "tensor":
-        return list(columns[0].unbind(0))
-    if kind == "other":
-        items: list[Any] = pickle.loads(columns[0])
-        return items
-    rows = zip(*(unpack(column) for column in columns), strict=True)
-    if kind == "mapping":
-        return [dict(zip(detail, row, strict=True)) for row in rows]
-    make = detail._make if hasattr(detail, "_make") else detail
-    return [make(row) for row in rows]
+def _getitems(dataset: Any, indices: list[int]) -> Any:
+    return dataset.__getitems__(indices)
 
 
 def place(batch: Any, device: torch.device) -> Any:
     """Move the tensors of a batch to a device.
 
     Args:
-        batch: A tensor, an object with `.to()`, or a sequence or mapping of such.
+        batch: A tensor, an object with `.to()`, or a sequence, mapping or dataclass of such.
         device: Where to.
 
     Returns:
-        The same structure; what is no tensor stays as it is.
+        The same structure of the same types; what is no tensor stays as it is.
     """
-    if hasattr(batch, "to"):
-        return (
-            batch.to(device, non_blocking=True) if isinstance(batch, Tensor) else batch.to(device)
-        )
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if callable(getattr(type(batch), "to", None)):
+        moved = batch.to(device)
+        return batch if moved is None else moved
     if isinstance(batch, Mapping):
-        return {key: place(value, device) for key, value in batch.items()}
+        return _placed_mapping(batch, device)
     if isinstance(batch, (tuple, list)):
-        moved = [place(value, device) for value in batch]
-        return type(batch)._make(moved) if hasattr(batch, "_make") else type(batch)(moved)
+        parts = [place(part, device) for part in batch]
+        is_same = all(new is old for new, old in zip(parts, batch, strict=True))
+        return batch if is_same else remade(batch, parts)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        made = shallow(batch)
+        for field in dataclasses.fields(batch):
+            part = getattr(batch, field.name, None)
+            object.__setattr__(made, field.name, place(part, device))  # it may be frozen
+        return made
     return batch
 
 
-def _copied(item: Any, tensors: list[Tensor]) -> Any:
-    """Copy the containers that an item is made of, and note the tensors they hold."""
-    if isinstance(item, Tensor):
-        if not item.is_inference():  # has no version
-            tensors.append(item)
-        return item
-    if isinstance(item, (tuple, list)):
-        parts = [_copied(part, tensors) for part in item]
-        if isinstance(item, tuple):
-            return type(item)._make(parts) if hasattr(item, "_make") else tuple(parts)
-        return parts
-    if isinstance(item, MutableMapping):
-        copied = copy.copy(item)
-        for key in item:
-            copied[key] = _copied(item[key], tensors)
-        return copied
-    return item
+def _placed_mapping(batch: Mapping[Any, Any], device: torch.device) -> Any:
+    moved = {key: place(value, device) for key, value in batch.items()}
+    if type(batch) is dict:
+        return moved
+    if all(moved[key] is batch[key] for key in moved):
+        return batch
+    if not isinstance(batch, MutableMapping):
+        return type(batch)(moved)  # type: ignore[call-arg]
+    made = shallow(batch)
+    for key, value in moved.items():
+        made[key] = value
+    return made
 
 
 def _as_it_is(answer: Any) -> Any:

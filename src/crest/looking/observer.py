@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from crest.items import Copier
 from crest.looking.gradients import LastLayerGradients
 from crest.looking.head import declared_head, last_linear, named_head, trains_bias
 from crest.looking.isolation import has_batch_norm, undisturbed
@@ -261,7 +262,7 @@ class Observer:
 
             def run() -> None:
                 with self._undisturbed(), self._autocast(), torch.no_grad():
-                    self._per_example_losses(batch)
+                    self._per_example_losses(Copier().copy(batch))  # a loss may write to it
 
             self._head = last_linear(self.model, run)
         return self._head
