@@ -281,6 +281,7 @@ class DataView:
         assert self._cheaper is not None
         flops = []
         for observer in (self._cheaper, self._observer):
+            observer.prepare(batch)
             with FlopCounterMode(display=False) as counter:
                 losses = observer.losses(batch)
             flops.append(counter.get_total_flops())

@@ -89,7 +89,8 @@ def test_what_runs_last_in_training_alone_is_no_head():
             return CRITERION(outputs[0], targets) + CRITERION(outputs[1], targets)
         return CRITERION(outputs, targets)
 
-    assert_right(Auxiliary(), loss_fn=loss_fn)
+    with pytest.warns(UserWarning, match=r"something else in eval mode.* differ by \d+ %"):
+        assert_right(Auxiliary(), loss_fn=loss_fn)
 
 
 def replace(model):
@@ -336,3 +337,22 @@ def test_checkpointed_parts_are_no_hindrance(where):
 def test_a_model_that_is_one_linear_layer_is_its_own_head():
     model = nn.Linear(20, 5)
     assert Observer(model, CRITERION).find_head(make_tensors(4)) is model
+
+
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        lambda model: sum(part.square().sum() for part in model.parameters()),
+        lambda model: model.body.weight.norm() + model.fc.weight.abs().sum(),
+        lambda model: (model.body.weight @ model.body.weight.T - torch.eye(16)).square().sum(),
+        lambda model: sum((part - 1).square().mean() for part in model.parameters()),
+    ],
+    ids=["decay", "norm", "orthogonality", "distance to a start"],
+)
+def test_a_penalty_in_the_loss_is_no_layer_after_the_head(penalty):
+    def loss_fn(model, batch):
+        return CRITERION(model(batch[0]), batch[1]) + 0.1 * penalty(model)
+
+    seen = Observer(Net(), loss_fn).last_layer_gradients(BATCH)
+    true = Observer(Net(), CRITERION).last_layer_gradients(BATCH)
+    torch.testing.assert_close(seen.weight_gradients(), true.weight_gradients())

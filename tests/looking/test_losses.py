@@ -223,3 +223,54 @@ def test_a_run_may_name_the_model_as_it_likes():
             crest.GreedyMiniBatch(), model=make_model(), loss_fn=loss_fn, budget=0.1
         )
         train(loader, loader._model)
+
+
+class Probabilities(Net):
+    """Tells probabilities in eval mode, logits in training, as detectors do."""
+
+    def forward(self, inputs):
+        outputs = super().forward(inputs)
+        return outputs if self.training else outputs.softmax(1)
+
+
+class SmoothInTraining(nn.Module):
+    def forward(self, outputs, targets):
+        return functional.cross_entropy(
+            outputs, targets, reduction="none", label_smoothing=0.3 if self.training else 0.0
+        )
+
+
+@pytest.mark.parametrize(
+    ("model", "loss_fn"),
+    [(Probabilities(), CRITERION), (Net(), SmoothInTraining())],
+    ids=["model", "loss"],
+)
+def test_losses_that_differ_between_eval_mode_and_training_are_told_of_once(model, loss_fn):
+    observer = Observer(model, loss_fn)
+    with pytest.warns(UserWarning, match=r"eval mode.* losses differ by .* %"):
+        observer.last_layer_gradients(BATCH)
+    for _ in range(12):
+        observer.last_layer_gradients(BATCH)
+
+
+class Stochastic(Net):
+    """Dropout of its own, statistics of its own, and a generator."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = type("OwnNorm", (nn.BatchNorm1d,), {})(16)
+        self.recurrent = nn.LSTM(16, 16, dropout=0.5, num_layers=2, batch_first=True)
+
+    def forward(self, inputs):
+        hidden = self.norm(torch.relu(self.body(inputs)))
+        hidden = functional.dropout(hidden, 0.3, self.training)
+        if self.training and torch.rand(()) < 0.5:
+            hidden = hidden + 1  # stochastic depth
+        return self.fc(hidden + self.recurrent(hidden[:, None])[0][:, 0])
+
+
+def test_dropout_and_normalization_are_no_such_difference():
+    model = Stochastic()
+    for batch_statistics in (False, True):
+        observer = Observer(model, CRITERION, batch_statistics=batch_statistics)
+        observer.last_layer_gradients(BATCH)

@@ -73,6 +73,16 @@ class CallableLoss:
         return self(outputs, targets)
 
 
+class Slotted:
+    __slots__ = ("centers",)
+
+    def __init__(self, centers):
+        self.centers = centers
+
+    def loss(self, outputs, targets):
+        return CRITERION(outputs, targets)
+
+
 def scaled(outputs, targets, *, loss, scale):
     return scale * loss(outputs, targets)
 
@@ -116,6 +126,7 @@ LOSSES = {
     "bound method": lambda centers: centers.forward,
     "callable": CallableLoss,
     "method of an object": lambda centers: CallableLoss(centers).method,
+    "method of an object with slots": lambda centers: Slotted(centers).loss,
     "closure": in_closure,
     "global": lambda centers: of_global,
     "of the model": of_model,
@@ -337,3 +348,39 @@ def test_functional_dropout_is_off_while_the_head_is_found():
     assert torch.equal(torch.get_rng_state(), state)
     true = Observer(Net(), CRITERION).last_layer_gradients(BATCH)
     assert torch.equal(seen.weight_gradients(), true.weight_gradients())
+
+
+def test_what_is_changed_through_data_is_given_back():
+    class Averaging(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(3))
+            self.plain = torch.zeros(3)
+
+        def forward(self, outputs, targets):
+            self.mean.data.mul_(0.9).add_(1)
+            self.plain.data += 1
+            self.mean.numpy()[:] += 1
+            return CRITERION(outputs - self.mean, targets)
+
+    loss_fn, values = Averaging(), np.zeros(3)
+
+    def of_array(outputs, targets):
+        values[:] += 1
+        return CRITERION(outputs, targets)
+
+    look(Observer(Net(), loss_fn), BATCH)
+    look(Observer(Net(), of_array), BATCH)
+    assert loss_fn.mean.tolist() == loss_fn.plain.tolist() == values.tolist() == [0, 0, 0]
+
+
+def test_generators_that_a_loss_function_draws_from_go_on_as_if_nothing_was():
+    generator = torch.Generator().manual_seed(0)
+
+    def loss_fn(outputs, targets):
+        noise = torch.randn(outputs.shape, generator=generator)
+        return CRITERION(outputs + noise, targets)
+
+    before = generator.get_state()
+    look(Observer(Net(), loss_fn), BATCH)
+    assert torch.equal(generator.get_state(), before)

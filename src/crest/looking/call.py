@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -172,20 +172,19 @@ class HeadCall:
         def switch_on(*_: object) -> None:
             torch.set_grad_enabled(True)  # for hooks that make the weight out of others
 
-        hook = self.head.register_forward_pre_hook(switch_on, prepend=True)
-        dropping = nothing_saved(until=lambda: bool(self.count))
-        try:
-            with (
-                replaced_forward([self.head], replace),
-                dropping if keeps_graph and self.cut_input else nullcontext(),
-                torch.set_grad_enabled(keeps_graph),
-            ):
+        with ExitStack() as stack:
+            stack.enter_context(replaced_forward([self.head], replace))
+            stack.enter_context(torch.set_grad_enabled(keeps_graph))
+            if self.head._forward_pre_hooks:
+                hook = self.head.register_forward_pre_hook(switch_on, prepend=True)
+                stack.callback(hook.remove)
+            if keeps_graph and self.cut_input:
+                stack.enter_context(nothing_saved(until=lambda: bool(self.count)))
+            try:
                 yield
-        except BaseException:
-            self.end_test()
-            raise
-        finally:
-            hook.remove()
+            except BaseException:
+                self.end_test()
+                raise
 
     def end_test(self) -> None:
         """Freeze again what was frozen."""
@@ -236,11 +235,10 @@ class HeadCall:
         return self.outputs.clone()
 
     def _begin_test(self, head: nn.Module) -> None:
-        parameters = list(head.parameters())
-        made = [getattr(head, "weight", None), getattr(head, "bias", None)]
-        for tensor in [*made, *parameters]:  # the weight that is applied comes first
-            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-                continue
+        applied: list[Any] = [getattr(head, "weight", None), getattr(head, "bias", None)]
+        for tensor in [*applied, *head.parameters()]:  # what others are made into comes first
+            if type(tensor) not in (Tensor, nn.Parameter) or not tensor.is_floating_point():
+                continue  # one of few bits, or spread over devices
             if not tensor.requires_grad:
                 self._frozen.append(tensor.requires_grad_())
             if not any(tensor is other for other in self.tested):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
-from typing import NamedTuple, cast
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal, NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -40,9 +40,10 @@ class Run(NamedTuple):
     returned: type
 
 
-# Passes a batch through the model, as training does or in eval mode, and tells which of some
-# modules ran, in order.
-Pass = Callable[[Iterable[nn.Module], bool], list[Run]]
+# How a batch passes through the model: in eval mode without gradients, with them, or as training
+# passes it, but for dropout and normalization.
+Mode = Literal["plain", "graph", "training"]
+Pass = Callable[[Iterable[nn.Module], Mode], list[Run]]  # tells which of some modules ran, in order
 
 
 class Structure:
@@ -53,23 +54,22 @@ class Structure:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._parts, self._trained = _structure(model)
+        modules = every_module(model)
+        self._parts: list[tuple[Mapping[str, object], list[object]]] = [
+            (parts, list(parts.values()))
+            for module in modules
+            for parts in (module._modules, module._parameters)
+        ]
+        parameters = [part for module in modules for part in module._parameters.values()]
+        self._parameters = [parameter for parameter in parameters if parameter is not None]
+        self._trained = [parameter.requires_grad for parameter in self._parameters]
 
     def is_as_before(self) -> bool:
         """Whether the model still has these, in the same order."""
-        parts, trained = _structure(self._model)
-        return (
-            trained == self._trained
-            and len(parts) == len(self._parts)
-            and all(map(operator.is_, parts, self._parts))
-        )
-
-
-def _structure(model: nn.Module) -> tuple[list[object], list[bool]]:
-    modules = every_module(model)
-    parameters = [parameter for module in modules for parameter in module._parameters.values()]
-    return [*modules, *parameters], [p is not None and p.requires_grad for p in parameters]
+        for now, before in self._parts:
+            if len(now) != len(before) or not all(map(operator.is_, now.values(), before)):
+                return False
+        return self._trained == [parameter.requires_grad for parameter in self._parameters]
 
 
 class LastLayer:
@@ -99,6 +99,7 @@ class LastLayer:
         self._found: nn.Module | None = None
         self._structure = Structure(model)
         self._asks_model = True
+        self._is_guess = False
         self._named_now()
 
     @property
@@ -128,12 +129,9 @@ class LastLayer:
         if head is None and self._asks_model:
             head = declared_head(self._model)
         self.searched = None
-        if head is None:
-            self.searched = self._model
-            head = _last_trained(self._model, _linear_layers(self._model), pass_)
-        elif _linear_within(head):
-            self.searched = head
-            head = _last_trained(head, _linear_within(head), pass_, self._name) or head
+        if head is None or _linear_within(head):
+            self.searched = self._model if head is None else head
+            head = self._search(pass_) or head
         if head is None:
             raise ValueError(
                 "the model must have a linear layer that runs, or name its last layer with head=; "
@@ -143,6 +141,25 @@ class LastLayer:
         self.version += 1
         return head
 
+    def look_closer(self, pass_: Pass) -> bool:
+        """Search once more, with gradients on, for a layer that the loss depends on.
+
+        Args:
+            pass_: Tells which of some modules run.
+
+        Returns:
+            Whether it is another one.
+        """
+        if not self._is_guess:
+            return False
+        before, self._is_guess = self._found, False
+        self._found = self._reached_by_gradients(pass_)
+        return self._found is not before
+
+    def confirm(self) -> None:
+        """Hear that the loss depends on the layer that was found."""
+        self._is_guess = False
+
     def look_further(self) -> bool:
         """Forget a layer that did not run.
 
@@ -150,10 +167,47 @@ class LastLayer:
             Whether another one may be found.
         """
         self._found = None
-        if self.searched is None and self._named_now() is None:
+        if self.searched is None and self._named_now() is None:  # it was declared
             self._asks_model = False
             return True
         return self.searched is not None
+
+    def _search(self, pass_: Pass) -> nn.Module | None:
+        """Find the last layer that runs, or that gradients of training reach."""
+        assert self.searched is not None
+        candidates = _layers(self.searched, self._model)
+        runs = pass_([self.searched, *candidates], "plain")
+        if self.searched is not self._model:
+            self._check_output(runs, candidates)
+        ran = [run.module for run in runs if any(run.module is one for one in candidates)]
+        if not ran:
+            return None
+        self._is_guess = _is_trained(ran[-1])
+        return ran[-1] if self._is_guess else self._reached_by_gradients(pass_)
+
+    def _reached_by_gradients(self, pass_: Pass) -> nn.Module | None:
+        # Of a teacher that runs last the output has no gradient; but then, a model may switch
+        # gradients off in eval mode.
+        assert self.searched is not None
+        candidates = _layers(self.searched, self._model)
+        runs = pass_(candidates, "graph")
+        if not runs:
+            return None
+        if not runs[-1].receives:
+            trained = {id(run.module) for run in pass_(candidates, "training") if run.receives}
+            reached = [run for run in runs if id(run.module) in trained]
+            runs = reached or [run for run in runs if _is_trained(run.module)] or runs
+        return runs[-1].module
+
+    def _check_output(self, runs: list[Run], layers: list[nn.Module]) -> None:
+        for run in runs:
+            if run.module is self.searched and run.returned is not Tensor:
+                name = self._name or type(self.searched).__name__
+                names = [f"{name}.{_name_of(self.searched, layer)}" for layer in layers]
+                raise ValueError(
+                    f"the head must return a tensor; {name!r} returns a {run.returned.__name__}. "
+                    f"Name one of its layers with head=: {', '.join(names)}."
+                )
 
     def _named_now(self) -> nn.Module | None:
         if self._given is not None:
@@ -231,37 +285,14 @@ def trains_bias(head: nn.Module) -> bool:
     return any(bias.requires_grad or frozen for bias in biases)
 
 
-def _last_trained(
-    searched: nn.Module,
-    candidates: list[nn.Module],
-    pass_: Pass,
-    head_name: str | None = None,
-) -> nn.Module | None:
-    """Find the last layer that gradients of training reach, else the last that runs."""
-    watched = candidates if head_name is None else [searched, *candidates]
-    runs = pass_(watched, False)
-    for run in runs:
-        if head_name is not None and run.module is searched and run.returned is not Tensor:
-            names = [f"{head_name}.{_name_of(searched, module)}" for module in candidates]
-            raise ValueError(
-                f"the head must return a tensor; {head_name!r} returns a {run.returned.__name__}. "
-                f"Name one of its layers with head=: {', '.join(names)}."
-            )
-    ran = [run.module for run in runs if any(run.module is one for one in candidates)]
-    if not ran:
-        return None
-    if any(run.receives for run in runs if run.module is ran[-1]):
-        return ran[-1]
-    # A frozen layer runs last, such as a teacher's; or gradients are off in eval mode.
-    trained = {id(run.module) for run in pass_(watched, True) if run.receives}
-    with_parameters = [
-        module for module in ran if any(part.requires_grad for part in module.parameters())
-    ]
-    reached = [module for module in ran if id(module) in trained]
-    return (reached or with_parameters or ran)[-1]
+def _is_trained(layer: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in layer.parameters())
 
 
-def _linear_layers(model: nn.Module) -> list[nn.Module]:
+def _layers(searched: nn.Module, model: nn.Module) -> list[nn.Module]:
+    """List what may be the last layer: convolutions, too, within a head that was named."""
+    if searched is not model:
+        return _linear_within(searched)
     return [module for module in every_module(model) if isinstance(module, nn.Linear)]
 
 

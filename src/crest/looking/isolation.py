@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
 from crest.looking.traces import Memory, every_module, is_of_torch, reach
 from crest.randomness import preserved_random_state
 
 __all__ = ["dense_gradients", "has_batch_norm", "structured_as_in_training", "undisturbed"]
+
+_MOST_PARAMETERS = 2**28  # that are copied, once
+_RANDOM_OR_MOVING = (_NormBase, _DropoutNd, nn.RNNBase, nn.RReLU, nn.MultiheadAttention)
 
 
 @contextmanager
@@ -44,7 +48,7 @@ def undisturbed(
         ValueError: If the pass has changed a parameter in place.
     """
     reached = reach(model, loss_fn)
-    training = [module.training for module in reached.modules]
+    in_training = [module for module in reached.modules if module.training]
     norms: list[_BatchNorm] = []
     if batch_statistics:
         norms = [
@@ -64,16 +68,14 @@ def undisturbed(
                 stack.enter_context(torch.inference_mode(False))
             if "torch._dynamo" in sys.modules:  # else nothing is compiled
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
-            for module in reached.modules:
-                module.training = False
+            _set_training(in_training, False)
             for norm in norms:
                 norm.training, norm.track_running_stats = True, False  # else it is updated
             yield
     finally:
-        for module, flag in zip(reached.modules, training, strict=True):
-            module.training = flag
         for norm in norms:
-            norm.track_running_stats = True
+            norm.training, norm.track_running_stats = False, True
+        _set_training(in_training, True)
         memory.give_back()
     changed = memory.changed_for_good()
     if changed:
@@ -81,6 +83,16 @@ def undisturbed(
             "a forward pass in eval mode must leave the parameters as they are; it changed "
             f"{', '.join(changed)} in place. Write `if self.training:` before the update."
         )
+
+
+def _set_training(modules: Iterable[nn.Module], flag: bool) -> None:
+    """Set the flags past `nn.Module.__setattr__`, which takes a tenth of a small net's pass."""
+    for module in modules:
+        attributes = module.__dict__
+        if "training" in attributes:
+            attributes["training"] = flag
+        else:  # of a scripted module
+            module.training = flag
 
 
 @contextmanager
@@ -94,29 +106,31 @@ def _attention_of_training() -> Iterator[None]:
 
 
 @contextmanager
-def structured_as_in_training(model: nn.Module) -> Iterator[None]:
-    """Let modules of the user's own do what they do in training, within `undisturbed`.
+def structured_as_in_training(model: nn.Module, loss_fn: Callable[..., Tensor]) -> Iterator[None]:
+    """Let a model do what it does in training but for dropout and normalization.
 
-    Layers of torch stay in eval mode, dropout and normalization among them; but for containers and
-    linear layers, whose flag only the user's code asks for. Parameters are copies, as a second
-    encoder may follow the first with every pass.
+    Within `undisturbed`. Parameters are copies, as a second encoder may follow the first with every
+    pass.
 
     Args:
         model: The model.
+        loss_fn: The loss.
 
     Yields:
         Nothing.
+
+    Raises:
+        MemoryError: If the parameters are too many to be copied.
     """
-    harmless = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Linear)
-    own = [
-        module
-        for module in every_module(model)
-        if isinstance(module, harmless) or not is_of_torch(type(module))
-    ]
+    modules = reach(model, loss_fn).modules
+    distinct = {id(p): p for module in modules for p in module._parameters.values()}
+    if sum(p.numel() for p in distinct.values() if p is not None) > _MOST_PARAMETERS:
+        raise MemoryError(f"a copy of more than {_MOST_PARAMETERS} parameters would be needed")
+    own = [module for module in modules if _follows_its_flag(module)]
     parameters: list[tuple[nn.Module, dict[str, nn.Parameter | None]]] = []
     copies: dict[int, nn.Parameter] = {}  # of a tied one, the same
     try:
-        for module in every_module(model):
+        for module in modules:
             if module._parameters:
                 parameters.append((module, dict(module._parameters)))
             for name, parameter in module._parameters.items():
@@ -126,14 +140,20 @@ def structured_as_in_training(model: nn.Module) -> Iterator[None]:
                         copied = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
                         copies[id(parameter)] = copied
                     module._parameters[name] = copied
-        for module in own:
-            module.training = True
+        _set_training(own, True)
         yield
     finally:
-        for module in own:
-            module.training = False
+        _set_training(own, False)
         for module, before in parameters:
             module._parameters.update(before)
+
+
+def _follows_its_flag(module: nn.Module) -> bool:
+    """Tell whether a module is the user's own, or one whose flag only the user's code asks for."""
+    if is_of_torch(type(module)):
+        harmless = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Linear)
+        return isinstance(module, harmless) and not module._forward_pre_hooks
+    return not isinstance(module, _RANDOM_OR_MOVING)
 
 
 @contextmanager

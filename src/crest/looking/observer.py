@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NoReturn
 
@@ -10,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from crest.looking.call import HeadCall, depends_on, nothing_saved, replaced_forward
+from crest.looking.call import HeadCall, depends_on
 from crest.looking.gradients import LastLayerGradients
-from crest.looking.head import CALL_THE_MODULE, LastLayer, Run, Structure, unwrapped
+from crest.looking.head import CALL_THE_MODULE, LastLayer, Structure, unwrapped
 from crest.looking.isolation import (
     dense_gradients,
     has_batch_norm,
-    structured_as_in_training,
     undisturbed,
 )
 from crest.looking.losses import PerExampleLoss
+from crest.looking.passes import Passes
 from crest.looking.traces import every_module
 from crest.looking.verification import verify
 
@@ -80,6 +81,9 @@ class Observer:
         self._dtype = dtype
         self._transform = transform
         self._per_example_losses = PerExampleLoss(self.model, loss_fn)
+        self._passes = Passes(
+            self.model, loss_fn, self._per_example_losses, lambda: self.device, dtype
+        )
         self._last_layer = LastLayer(self.model, head)
         self._keeps_graph = False  # before the head, see `HeadCall.watching`
         self._looks = 0  # since the last layer was found
@@ -113,6 +117,16 @@ class Observer:
             return self._look(batch, may_test=False).losses
         with self._undisturbed(), torch.no_grad():
             return self._per_example_losses(self._seen(batch)).float()
+
+    def prepare(self, batch: Any) -> None:
+        """Find what `losses` needs, where its operations are counted.
+
+        Args:
+            batch: As for `losses`.
+        """
+        if self._dtype is not None:
+            with self._undisturbed():
+                self.find_head(self._seen(batch))
 
     def last_layer_gradients(self, batch: Any) -> LastLayerGradients:
         """Measure losses and exact per-example gradients at the last layer.
@@ -157,24 +171,18 @@ class Observer:
         """
         with (
             self._undisturbed(),
-            self._autocast(),
             torch.enable_grad(),
             sdpa_kernel(SDPBackend.MATH),
             dense_gradients(self.model),
         ):
             if scope == "head":
-                call, losses = self._pass(batch, cut_output=False)
-                if not depends_on(losses, call.node) and not self._keeps_graph:
-                    self._keeps_graph = True
-                    call, losses = self._pass(batch, cut_output=False)
-                if not depends_on(losses, call.node):
-                    self._refuse_unused(call.head)
-                yield losses
+                yield self._losses_behind_head(batch)
                 return
             if self._dtype is None:
                 losses = self._per_example_losses(batch)
             else:
-                _, losses = self._pass(batch, cut_input=False, cut_output=False)
+                head = self.find_head(batch)
+                _, losses = self._pass(batch, head, cut_input=False, cut_output=False)
             self._refuse_switched_off(losses, batch)
             yield losses
 
@@ -212,50 +220,67 @@ class Observer:
         Raises:
             ValueError: If no linear layer runs.
         """
-        return self._last_layer.find(
-            lambda modules, as_training: self._runs(batch, modules, as_training=as_training)
-        )
+        head = self._find_head(batch)
+        if self._last_layer.look_closer(functools.partial(self._passes.runs, batch)):
+            head = self._find_head(batch)
+        return head
+
+    def _find_head(self, batch: Any) -> nn.Module:
+        return self._last_layer.find(functools.partial(self._passes.runs, batch))
 
     def _look(self, batch: Any, *, may_test: bool) -> LastLayerGradients:
         with self._undisturbed(), torch.no_grad():
-            with self._autocast():
+            with self._passes.autocast():
                 batch = self._seen(batch)
-                self.find_head(batch)
-                test = may_test and self._is_time_to_test()
-                call, losses = self._pass(batch, test=test)
-            errors = _errors(call, losses, retain_graph=test)
-            if errors is None and not self._keeps_graph:
-                # Perhaps the model has switched gradients off again behind the head.
-                call.end_test()
-                self._keeps_graph = True
-                with self._autocast():
-                    call, losses = self._pass(batch, test=test)
-                errors = _errors(call, losses, retain_graph=test)
-            if errors is None:
-                self._keeps_graph = False
-                call.end_test()
-                self._refuse_unused(call.head)
-            try:
-                seen = self._gathered(call, losses, errors, retain_graph=test)
-                if test:
-                    self._test(seen, call, losses, errors)
-            finally:
-                call.end_test()
-        return seen
+            self._find_head(batch)
+            test = may_test and self._is_time_to_test()
+            for head in self._attempts(batch):
+                call, losses = self._pass(batch, head, test=test)
+                try:
+                    errors = _errors(call, losses, retain_graph=test)
+                    if errors is not None:
+                        self._last_layer.confirm()
+                        seen = self._gathered(call, losses, errors, retain_graph=test)
+                        if test:
+                            self._test(seen, call, losses, errors)
+                            self._passes.compare_with_training(batch)
+                        return seen
+                finally:
+                    call.end_test()
+        self._refuse_unused(call.head)
 
-    def _pass(self, batch: Any, **options: bool) -> tuple[HeadCall, Tensor]:
+    def _losses_behind_head(self, batch: Any) -> Tensor:
+        """Give the losses with a graph to the last layer."""
+        for head in self._attempts(batch):
+            call, losses = self._pass(batch, head, cut_output=False)
+            if depends_on(losses, call.node):
+                return losses
+        self._refuse_unused(call.head)
+
+    def _attempts(self, batch: Any) -> Iterator[nn.Module]:
+        """Give the last layer, and again in other ways until the loss is seen to depend on it."""
+        head = self._find_head(batch)
+        yield head
+        if self._last_layer.look_closer(functools.partial(self._passes.runs, batch)):
+            yield self._find_head(batch)
+        if not self._keeps_graph:  # perhaps the model switches gradients off behind the head
+            self._keeps_graph = True
+            yield self._find_head(batch)
+            self._keeps_graph = False
+
+    def _pass(self, batch: Any, head: nn.Module | None, **options: bool) -> tuple[HeadCall, Tensor]:
         """Pass a batch forward, the head being watched; find another one if it does not run."""
-        head: nn.Module | None = self.find_head(batch)
         while head is not None:
             call = HeadCall(head, self._end_autocast, self._name, **options)
-            with call.watching(keeps_graph=self._keeps_graph or not call.cut_input):
+            keeps_graph = self._keeps_graph or not call.cut_input
+            with self._passes.autocast(), call.watching(keeps_graph=keeps_graph):
                 losses = self._per_example_losses(batch)
             if call.count == 1:
                 return call, losses
             call.end_test()
             head = None
             if call.count == 0 and self._last_layer.look_further():
-                found = self.find_head(batch)
+                found = self._find_head(batch)
                 head = None if found is call.head else found
         hint = "" if call.count else f" {CALL_THE_MODULE}"
         raise ValueError(
@@ -319,37 +344,11 @@ class Observer:
                 losses,
                 errors,
                 self._name(call.head),
-                within=None if self._keeps_graph else self._last_layer.searched,
+                within=self._last_layer.searched,
                 may_couple=self._batch_statistics,
             )
         if compared or self._looks >= _PATIENCE:
             self._next_test = 10 * self._looks
-
-    def _runs(self, batch: Any, modules: Iterable[nn.Module], *, as_training: bool) -> list[Run]:
-        """Pass a batch forward and tell which modules run."""
-        runs: list[Run] = []
-
-        def note(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-            def run(*arguments: Any, **named: Any) -> Any:
-                returned = forward(*arguments, **named)
-                is_tensor = isinstance(returned, Tensor)
-                receives = torch.is_grad_enabled() and is_tensor and returned.requires_grad
-                runs.append(Run(module, receives, Tensor if is_tensor else type(returned)))
-                return returned
-
-            return run
-
-        with self._undisturbed(), self._autocast(), torch.enable_grad(), nothing_saved():
-            if not as_training:
-                with replaced_forward(modules, note):
-                    self._per_example_losses(batch)
-                return runs
-            try:
-                with structured_as_in_training(self.model), replaced_forward(modules, note):
-                    self._per_example_losses(batch)
-            except Exception:  # what it needs in training is not known here
-                return []
-        return runs
 
     def _refuse_unused(self, head: nn.Module) -> NoReturn:
         raise ValueError(
@@ -363,10 +362,10 @@ class Observer:
         if losses.requires_grad and self._structure and self._structure.is_as_before():
             return
         owners = [module for module in every_module(self.model) if module._parameters]
-        runs = self._runs(batch, owners, as_training=False)
+        runs = self._passes.runs(batch, owners, "graph")
         off = {id(run.module): run.module for run in runs if not run.receives}
         if off:
-            in_training = self._runs(batch, owners, as_training=True)
+            in_training = self._passes.runs(batch, owners, "training")
             receive = {id(run.module) for run in in_training if run.receives}
             off = {number: module for number, module in off.items() if number in receive}
         if off or not losses.requires_grad:
@@ -377,10 +376,6 @@ class Observer:
                 "outside of the model, or set error_threshold=0 and curvature='none'."
             )
         self._structure = Structure(self.model)
-
-    def _autocast(self) -> torch.autocast:
-        enabled = self._dtype is not None
-        return torch.autocast(self.device.type, dtype=self._dtype, enabled=enabled)
 
     def _end_autocast(self, head: nn.Module, hidden: Tensor) -> Tensor:
         """Give the head its input in the precision of its parameters, and go on in that."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import operator
 import random
 import types
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 __all__ = ["Memory", "Reached", "every_module", "is_of_torch", "reach"]
 
@@ -24,6 +26,7 @@ _FEW = 64  # elements of a container that are looked into
 _MANY = 4096  # elements of a container that are remembered
 _LARGE = 2**24  # elements of an attribute that is watched, not copied
 _DEPTH = 4
+_VALUES = (Tensor, np.ndarray, torch.Generator, random.Random, np.random.Generator)
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,32 @@ class Reached:
 
     Attributes:
         modules: Of the model and the loss, each once; the model's come first.
-        objects: Callables of the loss that are no modules, and the objects of its bound methods.
-        tensors: Those that functions of the loss refer to.
+        holders: Of these, those that may keep something in attributes; and callables of the loss
+            that are no modules, and the objects of its bound methods.
+        functions: Those that the loss is made of.
+        values: Tensors, arrays and generators that functions of the loss refer to.
     """
 
-    modules: list[nn.Module]
-    objects: list[object] = field(default_factory=list)
-    tensors: list[Tensor] = field(default_factory=list)
+    modules: list[nn.Module] = field(default_factory=list)
+    holders: list[object] = field(default_factory=list)
+    functions: list[types.FunctionType] = field(default_factory=list)
+    values: list[Any] = field(default_factory=list)
+
+    def name(self, word: str) -> bool:
+        """Tell whether code of the user's own names something.
+
+        Args:
+            word: As in `self.word`.
+
+        Returns:
+            Whether a method of a holder or a function of the loss does.
+        """
+        kinds = {kind for holder in self.holders for kind in type(holder).__mro__}
+        own = [kind for kind in kinds if kind.__module__.split(".")[0] not in _PACKAGES]
+        parts = [part for kind in own for part in vars(kind).values()]
+        parts += [part for holder in self.holders for part in _attributes(holder).values()]
+        parts += self.functions
+        return any(word in code.co_names for part in parts for code in _codes(part))
 
 
 def every_module(model: nn.Module) -> list[nn.Module]:
@@ -56,7 +78,8 @@ def every_module(model: nn.Module) -> list[nn.Module]:
         module = stack.pop()
         if id(module) not in found:
             found[id(module)] = module
-            stack.extend([child for child in module._modules.values() if child is not None])
+            if module._modules:
+                stack += [child for child in module._modules.values() if child is not None]
     return list(found.values())
 
 
@@ -71,45 +94,54 @@ def reach(model: nn.Module, loss_fn: Callable[..., Any]) -> Reached:
         loss_fn: The loss.
 
     Returns:
-        Modules, objects and tensors.
+        Modules, other holders of state, and values.
     """
-    modules: dict[int, nn.Module] = {}
-    reached = Reached([])
+    reached = Reached()
     seen: set[int] = set()
+    of_torch: dict[type, bool] = {}
 
     def enter(root: nn.Module) -> None:
         stack = [root]
         while stack:
             module = stack.pop()
-            if id(module) in modules:
+            if id(module) in seen:
                 continue
-            modules[id(module)] = module
-            stack.extend([child for child in module._modules.values() if child is not None])
-            if _has_state(module):
-                for name, value in vars(module).items():
+            seen.add(id(module))
+            reached.modules.append(module)
+            if module._modules:
+                stack += [child for child in module._modules.values() if child is not None]
+            kind = type(module)
+            if kind not in of_torch:
+                of_torch[kind] = is_of_torch(kind)
+            # Layers of torch keep nothing, but what hooks put there.
+            if not of_torch[kind] or module._forward_pre_hooks or module._forward_hooks:
+                reached.holders.append(module)
+                for name, value in module.__dict__.items():
                     if name not in _OF_EVERY_MODULE:
-                        stack.extend(_modules_in(value))
+                        stack += _modules_in(value)
 
     def visit(value: Any, depth: int) -> None:
         if isinstance(value, nn.Module):
             enter(value)
         elif depth < _DEPTH and id(value) not in seen:
             seen.add(id(value))
-            if isinstance(value, Tensor):
-                reached.tensors.append(value)
+            if isinstance(value, _VALUES):
+                reached.values.append(value)
             elif not isinstance(value, (type, types.ModuleType)):
+                if isinstance(value, types.FunctionType):
+                    reached.functions.append(value)
                 if _holds_state(value):
-                    reached.objects.append(value)
+                    reached.holders.append(value)
                 for part in _parts(value):
                     visit(part, depth + 1)
 
     enter(model)
     visit(loss_fn, 0)
     if isinstance(loss_fn, types.MethodType) and not isinstance(loss_fn.__self__, nn.Module):
-        reached.objects.append(loss_fn.__self__)
-        for value in getattr(loss_fn.__self__, "__dict__", {}).values():
+        reached.holders.append(loss_fn.__self__)
+        for value in _attributes(loss_fn.__self__).values():
             visit(value, 1)
-    return Reached(list(modules.values()), reached.objects, reached.tensors)
+    return reached
 
 
 class Memory:
@@ -129,23 +161,29 @@ class Memory:
         self._arrays: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
         self._states: list[tuple[Callable[[Any], object], Any]] = []
         self._tensors: dict[int, tuple[Tensor, int | None, Tensor]] = {}
+        self._of_users: list[tuple[Tensor, Tensor]] = []
         self._watched: list[tuple[Tensor, int]] = []
         self._modules = reached.modules
         for module in reached.modules:
             if module._buffers:
                 self._bindings.append((module, module._buffers, dict(module._buffers)))
                 for buffer in module._buffers.values():
-                    if buffer is not None:
+                    if buffer is not None and not is_lazy(buffer):
                         self._copy(buffer)
-            for parameter in module._parameters.values():
-                if parameter is not None and not parameter.is_inference():
-                    self._watched.append((parameter, parameter._version))
-            if _has_state(module):
-                self._keep_attributes(module)
-        for holder in reached.objects:
+            if module._parameters:
+                self._watched += [
+                    (parameter, parameter._version)
+                    for parameter in module._parameters.values()
+                    if parameter is not None
+                    if not (is_lazy(parameter) or parameter.is_inference())
+                ]
+        for holder in reached.holders:
             self._keep_attributes(holder)
-        for tensor in reached.tensors:
-            self._keep(tensor, 0)
+            for buffer in getattr(holder, "_buffers", {}).values():
+                if buffer is not None and not (is_lazy(buffer) or buffer.is_inference()):
+                    self._of_users.append((buffer, self._copy(buffer)))
+        for value in reached.values:
+            self._keep(value, 0)
 
     def give_back(self) -> None:
         """Undo what has changed since."""
@@ -166,6 +204,8 @@ class Memory:
             np.copyto(array, copied)
         for set_state, state in self._states:
             set_state(state)
+        for tensor, copied_tensor in self._of_users:  # through .data no version tells of a change
+            tensor.data.copy_(copied_tensor)
         for tensor, version, copied_tensor in self._tensors.values():
             if version is None or tensor._version != version:
                 with torch.no_grad(), torch.inference_mode(version is None):
@@ -190,9 +230,7 @@ class Memory:
         return [names.get(number, "a tensor") for number in changed]
 
     def _keep_attributes(self, holder: object) -> None:
-        attributes = getattr(holder, "__dict__", None)
-        if not isinstance(attributes, dict):
-            return
+        attributes = _attributes(holder)
         self._bindings.append((holder, attributes, dict(attributes)))
         is_module = isinstance(holder, nn.Module)
         for name, value in attributes.items():
@@ -202,7 +240,9 @@ class Memory:
     def _keep(self, value: Any, depth: int) -> None:
         if isinstance(value, Tensor):
             if value.numel() <= _LARGE:
-                self._copy(value)
+                copied = self._copy(value)
+                if not value.is_inference():
+                    self._of_users.append((value, copied))
             elif not value.is_inference():
                 self._watched.append((value, value._version))
         elif type(value) in _CONTAINERS:
@@ -224,10 +264,13 @@ class Memory:
             bits = value.bit_generator
             self._states.append((functools.partial(setattr, bits, "state"), bits.state))
 
-    def _copy(self, tensor: Tensor) -> None:
-        if id(tensor) not in self._tensors:
+    def _copy(self, tensor: Tensor) -> Tensor:
+        known = self._tensors.get(id(tensor))
+        if known is None:
             version = None if tensor.is_inference() else tensor._version
-            self._tensors[id(tensor)] = (tensor, version, tensor.detach().clone())
+            plain = tensor.detach() if tensor.requires_grad else tensor
+            known = self._tensors[id(tensor)] = (tensor, version, plain.clone())
+        return known[2]
 
 
 def is_of_torch(kind: type) -> bool:
@@ -235,9 +278,9 @@ def is_of_torch(kind: type) -> bool:
     return kind.__module__.startswith(("torch.nn.", "torch.ao."))
 
 
-def _has_state(module: nn.Module) -> bool:
-    """Tell whether a module may keep something in attributes: its own code, or hooks, do it."""
-    return bool(not is_of_torch(type(module)) or module._forward_pre_hooks or module._forward_hooks)
+def _attributes(holder: object) -> dict[str, Any]:
+    attributes = getattr(holder, "__dict__", None)  # none where there are slots
+    return attributes if isinstance(attributes, dict) else {}
 
 
 def _holds_state(value: Any) -> bool:
@@ -280,10 +323,19 @@ def _parts_of_function(function: types.FunctionType) -> Iterator[Any]:
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
     yield from vars(function).values()  # __wrapped__
-    codes = [function.__code__]
-    while codes:
-        code = codes.pop()
-        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    for code in _codes(function):
         for name in code.co_names:
             if name in function.__globals__:
                 yield function.__globals__[name]
+
+
+def _codes(part: Any) -> Iterator[types.CodeType]:
+    """Give the code of a function, a method or a property, and of the functions within."""
+    if isinstance(part, property):
+        part = part.fget
+    part = inspect.unwrap(getattr(part, "__func__", part)) if callable(part) else part
+    codes = [part.__code__] if isinstance(part, types.FunctionType) else []
+    while codes:
+        code = codes.pop()
+        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+        yield code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ _ADVICE = (
 )
 _ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3}  # relative, of sums
 _COARSE = 5e-2  # in fewer bits
+_RESHAPING = ("TBackward", "Transpose", "Permute", "View", "Reshape", "Squeeze", "ToCopy", "Expand")
 _ROWS = 3  # looked at one by one where losses depend on each other
 
 
@@ -152,7 +154,7 @@ def _compare_parameters(
     for weight in found:
         expected = torch.cat([weight, biases[0].unsqueeze(1)], 1) if seen.bias else weight
         whole = max(float(expected.float().norm()), float(mine.float().norm()))
-        if whole == 0:
+        if not 0 < whole < float("inf"):  # beyond what a narrow dtype can say
             return
         distances.append(float((mine.float() - expected.float()).norm()) / whole)
     if not min(distances) <= tolerance:  # nan, too
@@ -191,15 +193,51 @@ def _filled(gradient: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if gradient is None else gradient
 
 
+def _meets(node: Any, users: dict[Any, list[Any]], depending: set[Any]) -> bool:
+    """Tell whether a weight, in whatever shape, is combined with what depends on the head."""
+    stack = [node]
+    while stack:
+        for user in users.get(stack.pop(), []):
+            if user in depending:
+                return True
+            if any(word in user.name() for word in _RESHAPING):
+                stack.append(user)
+    return False
+
+
 def _refuse_later_weights(losses: Tensor, call: HeadCall, within: nn.Module, name: str) -> None:
+    """Refuse a trained matrix that meets, as it is, what was made of the output of the head.
+
+    A weight that the loss has in a penalty does so as a number.
+
+    Args:
+        losses: With their graph.
+        call: Of the head.
+        within: The module whose weights count.
+        name: Of the head.
+
+    Raises:
+        ValueError: If there is one.
+    """
     names = {id(parameter): key for key, parameter in within.named_parameters()}
     own = {id(tensor) for tensor in call.tested}
-    later = sorted(
-        names[id(node.variable)]
-        for node in graph_behind(losses)
-        if hasattr(node, "variable") and node.variable.ndim > 1
-        if id(node.variable) in names and id(node.variable) not in own
-    )
+    users: dict[Any, list[Any]] = {}
+    weights, depending = [], set()
+    for node in graph_behind(losses):
+        for parent, _ in node.next_functions:
+            users.setdefault(parent, []).append(node)
+        variable = getattr(node, "variable", None)
+        if variable is call.outputs:
+            depending.add(node)
+        elif variable is not None and id(variable) in names and id(variable) not in own:
+            is_matrix = sum(size > 1 for size in variable.shape) > 1  # no scale of channels
+            weights += [node] if is_matrix else []
+    stack = list(depending)
+    while stack:
+        new = [user for user in users.get(stack.pop(), []) if user not in depending]
+        depending.update(new)
+        stack += new
+    later = sorted(names[id(node.variable)] for node in weights if _meets(node, users, depending))
     if later:
         raise ValueError(
             f"the head must be the last layer that is trained; after {name}, the last linear layer "
