@@ -8,7 +8,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, NoReturn, SupportsIndex, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ from crest.order import (
 from crest.pool import UNKNOWN_CLASS
 from crest.randomness import order_generators, preserved_order, preserved_random_state
 from crest.reader import Reader, Request, place
-from crest.resume import STATE_VERSION, check_same, check_state
+from crest.resume import STATE_VERSION, check_same, check_state, take_up
 from crest.strategies import Crest, Strategy
 from crest.strategies.protocol import (
     Excludes,
@@ -56,6 +56,11 @@ class CoresetLoader:
     planned in finite regions; nothing is fetched beyond the end of a region before its last step
     was taken. Randomness of dataset and collate_fn is seeded at each read, so that a run depends on
     `seed` alone and not on the number of workers; the global random states are left alone.
+
+    A loader belongs to its model and is neither copied nor pickled: a copy would look at a model
+    that nobody trains. Make one for each model; `state_dict` carries the state from one to another.
+    A module that holds its loader and is copied itself, for averaged weights say, can hold
+    `weakref.ref(loader)`.
 
     Attributes:
         history: Records, seconds and costs, see `crest.history.History`.
@@ -193,6 +198,14 @@ class CoresetLoader:
             f"CoresetLoader({self._dataset_length} examples of {data}, {self._length} batches of "
             f"{options.batch_size} an epoch, budget={options.budget:g}, "
             f"strategy={options.strategy!r})"
+        )
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Refuse `copy.copy`, `copy.deepcopy` and `pickle`, which all ask here."""
+        raise TypeError(
+            "a CoresetLoader must not be copied or pickled, as it belongs to the model that it was "
+            "made with. Make a new loader for the other model; state_dict() and load_state_dict() "
+            "carry the state over."
         )
 
     def __len__(self) -> int:
@@ -359,7 +372,8 @@ class CoresetLoader:
         Call it anywhere in the loop: the batch that was handed out last counts as trained. Save it
         beside model, optimizer and scheduler, and beside the global random states if something
         draws from them: dropout, or under `Full()` the order, if the loader of your own has no
-        `generator=`, and the dataset without workers.
+        `generator=`, and the dataset without workers. To save on Ctrl-C, let a signal handler set a
+        flag, and look at it after each step: an exception may come in the midst of one.
 
         Returns:
             Tensors and primitives, fit for `torch.load(..., weights_only=True)`.
@@ -394,23 +408,41 @@ class CoresetLoader:
             state: What `state_dict` returned.
 
         Raises:
-            ValueError: If it comes from another version, data set length or setting; names it.
+            TypeError: If it is no state of a loader.
+            ValueError: If it comes from another version, data set length or setting, or an entry is
+                damaged; names it, and leaves the loader as it was.
         """
-        check_state(state, self._settings, self._dataset_length)
+        before = self.state_dict()
+        check_state(state, self._settings, self._dataset_length, before)
         generators = order_generators(self._train_loader)
         check_same("generators of the order", len(state["order_generators"]), len(generators))
+        try:
+            self._take_up(state)
+        except ValueError:
+            self._take_up(before)
+            raise
+
+    def _take_up(self, state: dict[str, Any]) -> None:
         self._position = state["position"]
         self._in_epoch = self._resuming = state["in_epoch"]
         self._total = state["total"]
-        self._region.load_state_dict(state["region"])
         self._training.begin_anew()
-        self._plan_generator.set_state(state["plan_generator"].cpu())
-        self._view_generator.set_state(state["view_generator"].cpu())
-        for generator, saved in zip(generators, state["order_generators"], strict=True):
-            generator.set_state(saved.cpu())
-        self._examples.load_state_dict(state["examples"])
-        self._planner.load_state_dict(state["planner"])
-        self.history.load_state_dict(state["history"])
+        take_up(
+            state,
+            {
+                "region": self._region.load_state_dict,
+                "plan_generator": lambda saved: self._plan_generator.set_state(saved.cpu()),
+                "view_generator": lambda saved: self._view_generator.set_state(saved.cpu()),
+                "order_generators": self._set_order,
+                "examples": self._examples.load_state_dict,
+                "planner": self._planner.load_state_dict,
+                "history": self.history.load_state_dict,
+            },
+        )
+
+    def _set_order(self, states: Sequence[Tensor]) -> None:
+        for generator, state in zip(order_generators(self._train_loader), states, strict=True):
+            generator.set_state(state.cpu())
 
     def _next_batch(self) -> Any:
         planned, batch = self._fetch()
