@@ -159,6 +159,7 @@ def main() -> int:
     torch.set_num_threads(1)
     load_dataset("digits", Path())  # and all that this imports, so that each start is quick
     crest.facility_location(torch.rand(8, 2), 2)
+    torch.optim.SGD([torch.zeros(1)])
     import matplotlib.figure  # noqa: F401
 
     folder = Path(tempfile.mkdtemp(prefix="crest-kill-"))
