@@ -31,7 +31,7 @@ from crest.lab.optional import require
 from crest.lab.run.results import Results
 from crest.lab.run.settings import RunSettings
 from crest.lab.run.training import train
-from crest.report.plot import log_axis
+from crest.report.comparison_figure import log_axis
 from crest.report.summary import selected_share
 
 HEAD = {"features": "weight", "curvature": "head", "curvature_coresets": 1}

@@ -31,7 +31,7 @@ import crest
 import crest.cli
 from crest.lab.data.datasets import load_dataset
 from crest.lab.run import comparison
-from crest.lab.run.settings import STRATEGIES
+from crest.strategies import registered_strategies
 
 Run = tuple[str, str]  # strategy and seed
 Event = tuple[str, str, str, int]  # strategy, seed, what, step
@@ -145,7 +145,7 @@ def records(out: Path) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=20, help="at most one for each run")
-    parser.add_argument("--strategies", default=",".join(STRATEGIES))
+    parser.add_argument("--strategies", default=",".join(registered_strategies()))
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--epochs", default="12")
     parser.add_argument("--signal", choices=["kill", "int", "term"], default="kill")

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from crest.lab.data.datasets import load_dataset
-from crest.lab.run.memory import keep_freed_memory
+from crest.lab.run.freed_memory import keep_freed_memory
 from crest.looking.observer import Observer
 from crest.quadratic import gradient_and_hessian_diagonal, rademacher_probes
 from crest.reader import place

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -11,7 +12,7 @@ import crest
 
 SOURCE = Path(crest.__file__).parent
 
-FLOOR = ["checks", "randomness"]
+FLOOR = ["checks", "data_checks", "randomness"]
 ROOMS = [
     "selection",
     "looking",
@@ -27,7 +28,7 @@ LAYERS = [
     FLOOR,
     ROOMS,
     ["strategies"],
-    ["history", "reader", "data_view", "order", "open_region", "batches", "resume"],
+    ["history", "reader", "data_view", "order", "open_region", "batches", "resume", "first_batch"],
     ["loader"],
     ["diagnostics"],
     ["lab"],
@@ -97,8 +98,23 @@ def test_importing_patches_nothing_and_imports_nothing_optional():
     assert not OPTIONAL & set(run.stdout.split())
 
 
-def test_public_names_are_documented():
-    for name in sorted(vars(crest)):
-        value = getattr(crest, name)
-        if name[0].isupper() or callable(value):
-            assert value.__doc__, name
+def test_all_is_the_public_api_and_dir_shows_no_module():
+    assert sorted(dir(crest)) == sorted([*crest.__all__, "__version__"])
+    assert len(set(crest.__all__)) == len(crest.__all__)
+    for name in crest.__all__:
+        assert not isinstance(getattr(crest, name), ModuleType), name
+        assert getattr(crest, name).__doc__, name
+    names = {}
+    exec("from crest import *", names)
+    assert names.keys() - {"__builtins__"} == set(crest.__all__)
+
+
+def test_python_m_crest_is_the_command():
+    run = [sys.executable, "-m", "crest", "--version"]
+    assert subprocess.check_output(run, text=True) == f"crest {crest.__version__}\n"
+
+
+def test_no_file_is_too_long_to_be_read_at_once():
+    for path in SOURCE.rglob("*.py"):
+        if "kernels" not in path.parts:
+            assert len(path.read_text().splitlines()) <= 450, path

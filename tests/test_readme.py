@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from crest.report.strategy_table import strategies_as_markdown
+
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -20,3 +22,12 @@ def test_the_example_runs_and_is_short():
 def test_files_in_the_table_exist(path):
     root = README.parent
     assert (root / "src" / "crest" / path).exists() or (root / path).exists()
+
+
+def test_the_table_of_strategies_is_the_one_that_they_register():
+    (table,) = re.findall(
+        r"<!-- strategies -->\n(.*?)\n<!-- `crest strategies --markdown`",
+        README.read_text(),
+        re.DOTALL,
+    )
+    assert table == strategies_as_markdown()

@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crest.checks import check, tensor
+
 __all__ = ["Attach", "weighted_mean", "with_weights"]
+
+_TENSOR = tensor()
 
 Attach = Callable[[Any, Tensor, Tensor], Any]
 
@@ -27,12 +31,16 @@ def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
         Scalar to call `backward()` on.
 
     Raises:
-        ValueError: If the shapes differ, or the losses are a scalar.
+        TypeError: If either is no tensor.
+        ValueError: If the shapes differ, or the losses are a scalar, none at all, or no
+            floating-point numbers.
 
     Example:
         >>> weighted_mean(torch.tensor([1.0, 3.0]), torch.tensor([1.5, 0.5]))
         tensor(1.5000)
     """
+    check("losses", losses, _TENSOR)
+    check("weights", weights, _TENSOR)
     if losses.ndim == 0:
         raise ValueError(
             "losses must be one per example, not their mean; got a scalar. "
@@ -42,6 +50,11 @@ def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
         raise ValueError(
             f"losses must have the shape of the weights, {tuple(weights.shape)}; "
             f"got {tuple(losses.shape)}."
+        )
+    if losses.numel() == 0 or not losses.is_floating_point():
+        raise ValueError(
+            "losses must be floating-point numbers, one at least; got "
+            f"{losses.dtype} of shape {tuple(losses.shape)}."
         )
     return (losses * weights.to(losses)).mean()
 

@@ -11,6 +11,8 @@ import numpy as np
 from torch import Tensor
 
 __all__ = [
+    "SEED",
+    "SIZE",
     "ArgumentTypeError",
     "Rule",
     "boolean",
@@ -19,14 +21,19 @@ __all__ = [
     "check_fields",
     "function",
     "instance",
+    "many",
     "number",
     "one_of",
     "optional",
     "pair",
     "plain",
+    "tensor",
     "whole",
     "word_or",
 ]
+
+_EXACT = 2**53  # integers up to it are floats, too
+_MOST = 10**6  # of what is planned at once: more would not end, or not fit the memory
 
 
 class ArgumentTypeError(TypeError):
@@ -42,11 +49,13 @@ class Rule(NamedTuple):
         kind: The kind, as in "an integer".
         take: Gives the value as Python's own; raises `TypeError` for a wrong kind and `ValueError`
             out of the range, whatever their text.
+        hint: How to mend it, a sentence.
     """
 
     range: str
     kind: str
     take: Callable[[Any], Any]
+    hint: str = ""
 
 
 def check(name: str, value: Any, rule: Rule, hint: str = "") -> Any:
@@ -57,7 +66,7 @@ def check(name: str, value: Any, rule: Rule, hint: str = "") -> Any:
         value: What was given. Numbers of NumPy, and of torch in tensors without dimensions, count
             as numbers.
         rule: What it must be.
-        hint: How to mend it, a sentence.
+        hint: How to mend it, a sentence, if there is more to say than the rule does.
 
     Returns:
         The value, numbers as Python's own.
@@ -71,6 +80,7 @@ def check(name: str, value: Any, rule: Rule, hint: str = "") -> Any:
         Traceback (most recent call last):
         ValueError: batch_size must be >= 1; got 0.
     """
+    hint = hint or rule.hint
     end = f" {hint}" if hint else ""
     try:
         return rule.take(value)
@@ -107,6 +117,7 @@ def check_choice(kind: str, name: str, known: Collection[str]) -> None:
         known: What there is.
 
     Raises:
+        ArgumentTypeError: If `name` is no word.
         ValueError: If `name` is not among `known`.
 
     Example:
@@ -114,11 +125,22 @@ def check_choice(kind: str, name: str, known: Collection[str]) -> None:
         Traceback (most recent call last):
         ValueError: network must be one of cnn, resnet20; got 'resnet21'. Did you mean resnet20?
     """
+    if not isinstance(name, str):
+        raise ArgumentTypeError(f"{kind} must be a word; got {_shown(name)}.")
     if name in known:
         return
     closest = difflib.get_close_matches(name.lower(), known, n=1)
     hint = f" Did you mean {closest[0]}?" if closest else ""
     raise ValueError(f"{kind} must be one of {', '.join(known)}; got {name!r}.{hint}")
+
+
+def many() -> Rule:
+    """Ask for a number of things that are planned or made at once: at least 1, and not too many.
+
+    Returns:
+        The rule.
+    """
+    return whole(1, _MOST, f">= 1 and <= {_MOST}")
 
 
 def whole(least: int, most: int | None = None, text: str | None = None) -> Rule:
@@ -146,6 +168,10 @@ def whole(least: int, most: int | None = None, text: str | None = None) -> Rule:
     return Rule(text, "an integer", take)
 
 
+SIZE = whole(1, 2**40, ">= 1 and <= 2**40")  # of a data set
+SEED = whole(0, 2**63 - 2, "in [0, 2**63 - 2]")  # as a generator takes it, and one more
+
+
 def number(
     least: float = -math.inf,
     most: float = math.inf,
@@ -153,6 +179,7 @@ def number(
     above: bool = False,
     below: bool = False,
     text: str | None = None,
+    hint: str = "",
 ) -> Rule:
     """Ask for a finite number, which is no bool.
 
@@ -162,6 +189,7 @@ def number(
         above: Whether it must be above `least`, not equal to it.
         below: Whether it must be below `most`, not equal to it.
         text: The range in words, if it has better ones.
+        hint: How to mend it, a sentence.
 
     Returns:
         The rule.
@@ -175,6 +203,8 @@ def number(
         high = value < most if below else value <= most
         if not (low and high and abs(value) < math.inf):
             raise ValueError
+        if abs(value) > _EXACT and isinstance(value, int):
+            return _as_float(value)  # a tensor takes no larger integer
         return value
 
     if text is None:
@@ -182,7 +212,16 @@ def number(
             text = f"{'>' if above else '>='} {least:g}" + " and finite"
         else:
             text = f"in {'(' if above else '['}{least:g}, {most:g}{')' if below else ']'}"
-    return Rule(text, "a number", take)
+    return Rule(text, "a number", take, hint)
+
+
+def tensor() -> Rule:
+    """Ask for a tensor.
+
+    Returns:
+        The rule.
+    """
+    return instance(Tensor, text="a tensor")
 
 
 def boolean() -> Rule:
@@ -234,7 +273,11 @@ def word_or(word: str, rule: Rule) -> Rule:
     """
 
     def take(value: Any) -> Any:
-        return word if isinstance(value, str) and value == word else rule.take(value)
+        if isinstance(value, str):
+            if value != word:
+                raise ValueError
+            return value
+        return rule.take(value)
 
     return Rule(f'{rule.range} or "{word}"', rule.kind, take)
 
@@ -320,6 +363,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, (np.generic, np.ndarray, Tensor)) and value.ndim == 0:
         return value.item()
     return value
+
+
+def _as_float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError from None
 
 
 def _shown(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,7 +32,9 @@ class History:
         updates: How often new coresets were picked.
         steps: Optimizer steps for which batches were handed out.
         seconds: Seconds for each of `select`, `features`, `quadratic`, `check`, `data`, `train`;
-            each second counts once.
+            each second counts once. Where the strategy does not look at the model, `check` has
+            those of one look at the first batch, which shows whether the loss is one per example;
+            `passes` and `cost` do not count it, as it serves no choice.
         passes: Forward, backward and Hessian passes of single examples, for each component.
         lag: Steps by which fetching ran ahead of training at the end of a region, at worst.
 
@@ -150,6 +153,21 @@ class History:
         if self._device.type == "cuda":
             with self.timed_on_host("train"):
                 torch.cuda.synchronize(self._device)
+
+    def report_lag(self, lag: int) -> None:
+        """Remember by how much fetching ran ahead of training, and warn the first time.
+
+        Args:
+            lag: Steps not yet taken when the next region was planned.
+        """
+        if self.lag == 0:
+            warnings.warn(
+                f"a region was planned before {lag} step(s) on the last one were taken: batches "
+                "are fetched ahead of training, or optimizer steps were skipped. Selection works "
+                "on older parameters; history.lag tells how far.",
+                stacklevel=5,  # the user's loop
+            )
+        self.lag = max(self.lag, lag)
 
     def add_record(self, record: dict[str, Any]) -> None:
         """Append what a region planned.

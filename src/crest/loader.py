@@ -6,22 +6,24 @@ import copy
 import dataclasses
 import functools
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn, SupportsIndex, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from crest.batches import Attach, with_weights
-from crest.checks import check, instance
+from crest.checks import SEED, check, instance, many, whole
+from crest.data_checks import check_indices
 from crest.data_view import DataView, cheaper_observer
+from crest.first_batch import FirstBatch
 from crest.history import History
 from crest.looking.observer import Observer
 from crest.open_region import OpenRegion
-from crest.options import LoaderOptions, Look
+from crest.options import BUDGET, LoaderOptions, Look
 from crest.order import (
+    check_length,
     check_loader,
     check_sampler,
     default_batch_size,
@@ -29,9 +31,9 @@ from crest.order import (
     epoch_length,
 )
 from crest.pool import UNKNOWN_CLASS
-from crest.randomness import order_generators, preserved_order, preserved_random_state
-from crest.reader import Reader, Request, place
-from crest.resume import STATE_VERSION, check_same, check_state, take_up
+from crest.randomness import preserved_order, preserved_random_state
+from crest.reader import Reader, place
+from crest.resume import GeneratorState, NotCopied, OrderState, check_state, new_state, take_up
 from crest.strategies import Crest, Strategy
 from crest.strategies.protocol import (
     Excludes,
@@ -40,15 +42,17 @@ from crest.strategies.protocol import (
     RemembersGradients,
     Task,
 )
+from crest.strategies.registry import make_strategy
 from crest.watching.errors import output_gradients
 from crest.watching.parameters import ParameterWatch
+from crest.watching.told import check_told
 
 __all__ = ["CoresetLoader"]
 
 _MODEL = instance(nn.Module, text="a torch.nn.Module")
 
 
-class CoresetLoader:
+class CoresetLoader(NotCopied):
     """A short epoch of weighted mini-batches in place of the epoch of an ordinary loader.
 
     Batches are those of the user's loader (dataset, collate_fn, workers, pin_memory) with weights
@@ -57,10 +61,8 @@ class CoresetLoader:
     was taken. Randomness of dataset and collate_fn is seeded at each read, so that a run depends on
     `seed` alone and not on the number of workers; the global random states are left alone.
 
-    A loader belongs to its model and is neither copied nor pickled: a copy would look at a model
-    that nobody trains. Make one for each model; `state_dict` carries the state from one to another.
-    A module that holds its loader and is copied itself, for averaged weights say, can hold
-    `weakref.ref(loader)`.
+    A loader belongs to its model: it is neither copied nor pickled, see `state_dict`. A module that
+    holds it and is copied itself, for averaged weights say, can hold `weakref.ref(loader)`.
 
     Attributes:
         history: Records, seconds and costs, see `crest.history.History`.
@@ -71,7 +73,9 @@ class CoresetLoader:
         model: The model that is trained; the loader only looks at it.
         loss_fn: `loss_fn(output, target)` for batches `(inputs, targets)`, or `loss_fn(model,
             batch)`, told by the name of the first argument. Returns one loss per example.
-        strategy: How mini-batches are picked; `Crest()` if None.
+        strategy: How mini-batches are picked, as an object or by its word, such as `"greedy"`:
+            `crest.registered_strategies()` lists them, a word takes the defaults, and subsets of
+            the size of the budget. `Crest()` if None.
         budget: Share of the batches of `train_loader` in one epoch of this loader, in (0, 1].
         batch_size: m. None: that of `train_loader`.
         accumulation_steps: Batches accumulated for one optimizer step; an epoch is a whole number
@@ -117,7 +121,7 @@ class CoresetLoader:
         model: nn.Module,
         *,
         loss_fn: Callable[..., Tensor],
-        strategy: Strategy | None = None,
+        strategy: Strategy | str | None = None,
         budget: float = 0.1,
         batch_size: int | None = None,
         accumulation_steps: int = 1,
@@ -130,6 +134,8 @@ class CoresetLoader:
     ) -> None:
         length = self._dataset_length = check_loader(train_loader)
         check("model", model, _MODEL)
+        if isinstance(strategy, str):
+            strategy = make_strategy(strategy, budget=check("budget", budget, BUDGET))
         options = self._options = LoaderOptions(
             loss_fn=loss_fn,
             strategy=Crest() if strategy is None else strategy,
@@ -186,6 +192,7 @@ class CoresetLoader:
         )
         self._planner = options.strategy.start(self._task)
         self._training = ParameterWatch(model)
+        self._first = FirstBatch(self.observer, self.history)
         self._position = 0  # batches of the epoch handed out
         self._total = 0  # batches of the run handed out
         self._in_epoch = False
@@ -198,14 +205,6 @@ class CoresetLoader:
             f"CoresetLoader({self._dataset_length} examples of {data}, {self._length} batches of "
             f"{options.batch_size} an epoch, budget={options.budget:g}, "
             f"strategy={options.strategy!r})"
-        )
-
-    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        """Refuse `copy.copy`, `copy.deepcopy` and `pickle`, which all ask here."""
-        raise TypeError(
-            "a CoresetLoader must not be copied or pickled, as it belongs to the model that it was "
-            "made with. Make a new loader for the other model; state_dict() and load_state_dict() "
-            "carry the state over."
         )
 
     def __len__(self) -> int:
@@ -242,7 +241,9 @@ class CoresetLoader:
         self._in_epoch = True
         try:
             while self._position < self._length:
-                batch = self._next_batch()
+                planned, batch = self._fetch()
+                self._first.check(batch, len(planned.indices))
+                batch = with_weights(batch, planned.weights, planned.indices, self._options.attach)
                 self._position += 1
                 with self.history.timed_on_host("train"):
                     yield batch
@@ -267,6 +268,7 @@ class CoresetLoader:
                 ahead of training, as Accelerate does.
 
         Raises:
+            TypeError: If an argument is no tensor.
             ValueError: If there was no batch yet, the shape is not that of its indices, or the
                 strategy needs outputs and the losses were not computed from those given.
 
@@ -282,17 +284,8 @@ class CoresetLoader:
             ...     loader.observe(losses, outputs)
             ...     weighted_mean(losses, weights).backward()
         """
-        if self.handed_out is None:
-            raise ValueError("observe needs a batch that was handed out; got none so far.")
-        if indices is None:
-            indices, whose = self.handed_out.indices, "the batch that was handed out last"
-        else:
-            whose = "indices"
-        if losses.shape != indices.shape:
-            raise ValueError(
-                f"losses must be one per example of {whose}, shape {tuple(indices.shape)}; got "
-                f"{tuple(losses.shape)}."
-            )
+        last = None if self.handed_out is None else self.handed_out.indices
+        indices = check_told(losses, outputs, indices, last)
         if isinstance(self._planner, LearnsFromTraining):
             # A copy: the loop may weight the losses in place, a CUDA graph write over them.
             self._planner.observe(indices, losses.detach().clone())
@@ -314,6 +307,10 @@ class CoresetLoader:
         Returns:
             Examples and weights of each, and the batch without weights, on the device of the model.
 
+        Raises:
+            TypeError: If `count` is no integer.
+            ValueError: If it is out of its range.
+
         Example:
             >>> from torch.utils.data import TensorDataset
             >>> data = TensorDataset(torch.randn(64, 4), torch.randint(2, (64,)))
@@ -322,6 +319,7 @@ class CoresetLoader:
             >>> [float(planned.weights.sum()) for planned, batch in loader.preview(3)]
             [8.0, 8.0, 8.0]
         """
+        count = check("count", count, many())
         branch = CoresetLoader(self._train_loader, self._model, **self._options.to_arguments())
         task = dataclasses.replace(branch._task, is_preview=True)
         branch._planner = self._options.strategy.start(task)
@@ -346,22 +344,28 @@ class CoresetLoader:
 
         Returns:
             The batches without weights, on the device of the model.
+
+        Raises:
+            TypeError: If an argument is of a wrong kind.
+            ValueError: If one is out of its range.
         """
-        generator = torch.Generator().manual_seed(seed)
-        seeds: list[int] = torch.randint(2**62, (len(batches),), generator=generator).tolist()
-        requests = [
-            Request(indices.tolist(), view_seed, collate=True)
-            for indices, view_seed in zip(batches, seeds, strict=True)
-        ]
-        stream = Reader(self._train_loader).stream(requests)
+        check("batches", batches, instance(list, tuple, text="a list of tensors"))
+        for indices in batches:
+            check_indices("batches", indices, self._dataset_length)
+        stream = Reader(self._train_loader).batches(batches, check("seed", seed, SEED))
         return (place(batch, self.observer.device) for batch in stream)
 
     def set_epoch(self, epoch: int) -> None:
         """Pass the epoch on to the sampler of the user's loader, if it wants to know.
 
         Args:
-            epoch: Number of the epoch that starts.
+            epoch: Number of the epoch that starts, >= 0.
+
+        Raises:
+            TypeError: If it is no integer.
+            ValueError: If it is negative.
         """
+        epoch = check("epoch", epoch, whole(0))
         set_epoch = getattr(self._train_loader.sampler, "set_epoch", None)
         if callable(set_epoch):
             set_epoch(epoch)
@@ -379,30 +383,18 @@ class CoresetLoader:
             Tensors and primitives, fit for `torch.load(..., weights_only=True)`.
         """
         return {
-            "version": STATE_VERSION,
-            "settings": dict(self._settings),
-            "dataset_length": self._dataset_length,
+            **new_state(self._settings, self._dataset_length, self._parts),
             "position": self._position,
             "in_epoch": self._in_epoch,
             "total": self._total,
-            "region": self._region.state_dict(),
-            "plan_generator": self._plan_generator.get_state(),
-            "view_generator": self._view_generator.get_state(),
-            "order_generators": [
-                generator.get_state() for generator in order_generators(self._train_loader)
-            ],
-            "examples": self._examples.state_dict(),
-            "planner": self._planner.state_dict(),
-            "history": self.history.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was called.
 
         The next iteration gives the batches that were left of that epoch, one that was broken off
-        included. Views that were held are
-        read again under their seeds, which gives the same pixels as long as the dataset draws its
-        randomness from torch, numpy or `random`.
+        included. Views that were held are read again under their seeds, which gives the same pixels
+        as long as the dataset draws its randomness from torch, numpy or `random`.
 
         Args:
             state: What `state_dict` returned.
@@ -412,41 +404,25 @@ class CoresetLoader:
             ValueError: If it comes from another version, data set length or setting, or an entry is
                 damaged; names it, and leaves the loader as it was.
         """
-        before = self.state_dict()
-        check_state(state, self._settings, self._dataset_length, before)
-        generators = order_generators(self._train_loader)
-        check_same("generators of the order", len(state["order_generators"]), len(generators))
-        try:
-            self._take_up(state)
-        except ValueError:
-            self._take_up(before)
-            raise
-
-    def _take_up(self, state: dict[str, Any]) -> None:
+        check_state(state, self._settings, self._dataset_length, self._parts)
+        take_up(self._parts, state)
         self._position = state["position"]
         self._in_epoch = self._resuming = state["in_epoch"]
         self._total = state["total"]
         self._training.begin_anew()
-        take_up(
-            state,
-            {
-                "region": self._region.load_state_dict,
-                "plan_generator": lambda saved: self._plan_generator.set_state(saved.cpu()),
-                "view_generator": lambda saved: self._view_generator.set_state(saved.cpu()),
-                "order_generators": self._set_order,
-                "examples": self._examples.load_state_dict,
-                "planner": self._planner.load_state_dict,
-                "history": self.history.load_state_dict,
-            },
-        )
 
-    def _set_order(self, states: Sequence[Tensor]) -> None:
-        for generator, state in zip(order_generators(self._train_loader), states, strict=True):
-            generator.set_state(state.cpu())
-
-    def _next_batch(self) -> Any:
-        planned, batch = self._fetch()
-        return with_weights(batch, planned.weights, planned.indices, self._options.attach)
+    @property
+    def _parts(self) -> dict[str, Any]:
+        """What keeps a state of its own, by its entry."""
+        return {
+            "region": self._region,
+            "plan_generator": GeneratorState(self._plan_generator),
+            "view_generator": GeneratorState(self._view_generator),
+            "order_generators": OrderState(self._train_loader),
+            "examples": self._examples,
+            "planner": self._planner,
+            "history": self.history,
+        }
 
     def _fetch(self) -> tuple[MiniBatch, Any]:
         self._training.look()
@@ -462,28 +438,13 @@ class CoresetLoader:
 
     def _plan(self) -> None:
         """Ask the strategy for the next region, now that every step of the last one is taken."""
-        length = len(cast(Any, self._train_loader.dataset))
-        if length != self._dataset_length:
-            raise ValueError(
-                f"the dataset must keep its length, {self._dataset_length}; it has {length} now. "
-                "Make a new loader for other data."
-            )
+        check_length(self._train_loader, self._dataset_length)
         self.history.await_training()
         step = self._total // self._options.accumulation_steps
         region = self._planner.next_region(self._examples, step)
         self._region.open(region)
         if region.held and self._training.untrained:
-            self._report_lag()
+            lag = math.ceil(self._training.untrained / self._options.accumulation_steps)
+            self.history.report_lag(lag)
         steps = math.ceil(len(region.batches) / self._options.accumulation_steps)
         self.history.add_record({"step": step, "length": steps, **region.record})
-
-    def _report_lag(self) -> None:
-        lag = math.ceil(self._training.untrained / self._options.accumulation_steps)
-        if self.history.lag == 0:
-            warnings.warn(
-                f"a region was planned before {lag} step(s) on the last one were taken: batches "
-                "are fetched ahead of training, or optimizer steps were skipped. Selection works "
-                "on older parameters; history.lag tells how far.",
-                stacklevel=4,
-            )
-        self.history.lag = max(self.history.lag, lag)

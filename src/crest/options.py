@@ -11,18 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from crest.checks import (
+    SEED,
     ArgumentTypeError,
+    Rule,
     boolean,
     check,
     check_fields,
     function,
     instance,
+    many,
     number,
     optional,
     whole,
 )
 
-__all__ = ["LoaderOptions", "Look"]
+__all__ = ["BUDGET", "LoaderOptions", "Look", "flat_settings"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +76,13 @@ class Look:
                 "model": optional(module),
                 "dtype": optional(dtype),
                 "batch_statistics": boolean(),
-                "chunk": optional(whole(1)),
+                "chunk": optional(whole(1, 2**31, text=">= 1 and <= 2**31")),
             },
         )
-        if self.dtype is not None and not self.dtype.is_floating_point:
+        if self.dtype not in (None, torch.bfloat16, torch.float16):
             raise ValueError(
-                f"dtype must be a floating-point dtype or None; got {self.dtype}. Write "
-                "torch.bfloat16."
+                "dtype must be a floating-point dtype of autocast, torch.bfloat16 or "
+                f"torch.float16, or None; got {self.dtype}."
             )
 
     @property
@@ -96,6 +99,22 @@ class Look:
             "look.batch_statistics": self.batch_statistics,
             "look.chunk": self.chunk,
         }
+
+
+def flat_settings(strategy: Any) -> dict[str, Any]:
+    """List the fields of a strategy, those of a group such as `CrestAdvanced` among them.
+
+    Args:
+        strategy: A dataclass.
+
+    Returns:
+        Values by name of the field.
+    """
+    found: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(strategy).items():
+        is_group = dataclasses.is_dataclass(getattr(strategy, name))
+        found |= value if is_group else {name: value}
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +139,13 @@ class LoaderOptions:
     attach: Callable[[Any, Tensor, Tensor], Any] | None
 
     def __post_init__(self) -> None:
-        if not callable(getattr(self.strategy, "start", None)) or isinstance(self.strategy, type):
+        is_settings = dataclasses.is_dataclass(self.strategy) and not isinstance(
+            self.strategy, type
+        )
+        if not is_settings or not callable(getattr(self.strategy, "start", None)):
             raise ArgumentTypeError(
                 "strategy must be a strategy of crest, such as crest.Crest(), crest.Craig() or "
-                f"crest.Random(); got {self.strategy!r}."
+                f"crest.Random(), or the word of one; got {self.strategy!r}."
             )
         check_fields(self, _LOADER_RULES)
 
@@ -134,6 +156,7 @@ class LoaderOptions:
             num_examples: n.
 
         Raises:
+            ArgumentTypeError: If labels are no integers, or the selection data set is none.
             ValueError: If batches, labels or the selection data set do not have its size.
         """
         within = whole(1, num_examples, f"in [1, {num_examples}], the number of examples")
@@ -141,11 +164,13 @@ class LoaderOptions:
         if self.labels is not None:
             labels = _checked_labels(self.labels, num_examples)
             object.__setattr__(self, "labels", labels)
-        if self.selection_dataset is not None and len(self.selection_dataset) != num_examples:
-            raise ValueError(
-                f"selection_dataset must have the examples of the dataset, {num_examples}; it has "
-                f"{len(self.selection_dataset)}."
-            )
+        if self.selection_dataset is not None:
+            length = check("selection_dataset", self.selection_dataset, _LENGTH)
+            if length != num_examples:
+                raise ValueError(
+                    f"selection_dataset must have the examples of the dataset, {num_examples}; it "
+                    f"has {length}."
+                )
 
     def to_arguments(self) -> dict[str, Any]:
         """Give the arguments that make the same loader again."""
@@ -155,7 +180,7 @@ class LoaderOptions:
         """List what a checkpoint compares, as primitives."""
         return {
             "strategy": type(self.strategy).__name__,
-            **{f"strategy.{k}": v for k, v in dataclasses.asdict(self.strategy).items()},
+            **{f"strategy.{k}": v for k, v in flat_settings(self.strategy).items()},
             "budget": self.budget,
             "batch_size": self.batch_size,
             "accumulation_steps": self.accumulation_steps,
@@ -165,23 +190,38 @@ class LoaderOptions:
         }
 
 
+BUDGET = number(0, 1, above=True, text="in (0, 1], the share of steps to take; write 0.1 for 10 %")
+
 _LOADER_RULES = {
     "loss_fn": function(),
-    "budget": number(
-        0, 1, above=True, text="in (0, 1], the share of steps to take; write 0.1 for 10 %"
-    ),
+    "budget": BUDGET,
     "batch_size": whole(1),
-    "accumulation_steps": whole(1),
-    "seed": whole(0, 2**63 - 2, "in [0, 2**63 - 2]"),
+    "accumulation_steps": many(),
+    "seed": SEED,
     "head": optional(instance(nn.Module, str, text="a module or its name")),
     "look": instance(Look, text="a crest.Look"),
     "attach": optional(function()),
 }
 
 
+def _length_of(dataset: Any) -> int:
+    if not hasattr(dataset, "__getitem__"):
+        raise TypeError
+    return len(dataset)
+
+
+_LENGTH = Rule("a map-style dataset", "a map-style dataset", _length_of)
+
+
 def _checked_labels(given: Any, length: int) -> Tensor:
     """Take one class per example, integers from 0."""
-    labels = torch.as_tensor(given)
+    try:
+        labels = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):  # words, None, ragged lists
+        raise ArgumentTypeError(
+            "labels must be a tensor or a list of integers, the class of each example; got "
+            f"{type(given).__name__}."
+        ) from None
     if tuple(labels.shape) != (length,):
         raise ValueError(
             f"labels must have one class per example, shape ({length},); got {tuple(labels.shape)}."

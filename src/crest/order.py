@@ -17,7 +17,14 @@ from torch.utils.data import (
 
 from crest.checks import check, instance
 
-__all__ = ["check_loader", "check_sampler", "default_batch_size", "draw_user_order", "epoch_length"]
+__all__ = [
+    "check_length",
+    "check_loader",
+    "check_sampler",
+    "default_batch_size",
+    "draw_user_order",
+    "epoch_length",
+]
 
 _LOADER = instance(DataLoader, text="a torch.utils.data.DataLoader")
 
@@ -65,6 +72,24 @@ def check_loader(train_loader: DataLoader[Any]) -> int:
             "Set batch_size in the DataLoader."
         )
     return length
+
+
+def check_length(train_loader: DataLoader[Any], length: int) -> None:
+    """Refuse a dataset that has grown or shrunk.
+
+    Args:
+        train_loader: The user's loader.
+        length: Examples that it had.
+
+    Raises:
+        ValueError: If it has another number of them.
+    """
+    now = len(cast(Any, train_loader.dataset))
+    if now != length:
+        raise ValueError(
+            f"the dataset must keep its length, {length}; it has {now} now. Make a new loader for "
+            "other data."
+        )
 
 
 def default_batch_size(loader: DataLoader[Any]) -> int:

@@ -87,6 +87,25 @@ class Reader:
         self._queue[:] = requests
         return iter(self._loader)
 
+    def batches(self, batches: Sequence[Tensor], seed: int) -> Iterator[Any]:
+        """Read views of any examples.
+
+        Args:
+            batches: Example indices of each batch, int64.
+            seed: Of the views.
+
+        Returns:
+            The batches, as the user's collate_fn makes them.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        seeds: list[int] = torch.randint(2**62, (len(batches),), generator=generator).tolist()
+        return self.stream(
+            [
+                Request(indices.tolist(), view_seed, collate=True)
+                for indices, view_seed in zip(batches, seeds, strict=True)
+            ]
+        )
+
     def items(self, indices: Tensor, seeds: Sequence[int], chunk: int) -> dict[int, Any]:
         """Read single items, in chunks spread over the workers.
 

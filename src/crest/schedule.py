@@ -35,7 +35,7 @@ class AdaptiveSchedule:
         self._max_coresets = max_coresets
         self._first_norm: float | None = None
         self.check_interval = 1
-        self.num_coresets = min(math.ceil(coreset_multiplier), max_coresets)
+        self.num_coresets = math.ceil(min(coreset_multiplier, max_coresets))
 
     def adapt(self, curvature_norm: float) -> None:
         """Set T_1 = ceil(h ||H_0|| / ||H_t||) and P = ceil(b T_1), within their bounds.
@@ -56,8 +56,8 @@ class AdaptiveSchedule:
         else:
             interval = self._interval_multiplier * self._first_norm / curvature_norm
         self.check_interval = max(1, math.ceil(min(interval, self._max_check_interval)))
-        wanted = math.ceil(self._coreset_multiplier * self.check_interval)
-        self.num_coresets = max(1, min(wanted, self._max_coresets))
+        wanted = self._coreset_multiplier * self.check_interval
+        self.num_coresets = max(1, math.ceil(min(wanted, self._max_coresets)))
 
     def observe(self, curvature_norm: float) -> None:
         """Remember ||H_0|| from the first round; later rounds change nothing.

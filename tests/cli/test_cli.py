@@ -1,6 +1,5 @@
 """The command: results that continue, errors on one line."""
 
-import importlib
 import json
 import re
 import subprocess
@@ -10,6 +9,7 @@ import pytest
 import torch
 
 import crest
+import crest.cli.training
 from crest.cli import main
 from crest.lab.paper import ITEMS
 from crest.lab.run import comparison
@@ -110,7 +110,7 @@ def test_runs_that_diverge_are_named_and_the_others_shown(tmp_path, capsys, monk
     [
         (
             "comapre digits",
-            "command must be one of compare, reproduce, run; .*Did you mean compare?",
+            "command must be one of compare, reproduce, run, strategies; .*Did you mean compare?",
         ),
         ("compare", "arguments are required: DATA"),
         ("compare digts", "data must be one of digits, .*Did you mean digits?"),
@@ -123,7 +123,7 @@ def test_runs_that_diverge_are_named_and_the_others_shown(tmp_path, capsys, monk
         ("compare digits --seed 0", "Did you mean --seeds?"),
         ("run digits --seeds 0", "Did you mean --seed?"),
         ("compare digits --seeds 0,x", "--seeds: must be integers with commas between; got '0,x'"),
-        ("run digits --seed -1", "seed must be >= 0; got -1"),
+        ("run digits --seed -1", r"seed must be in \[0, 2\*\*63 - 2\]; got -1"),
         ("compare digits --budget 1.5", r"budget must be in \(0, 1\].*got 1.5"),
         ("compare digits --epochs 0", "--epochs: must be an integer >= 1; got '0'"),
         ("compare digits --epochs", "--epochs: expected one argument"),
@@ -142,7 +142,18 @@ def test_runs_that_diverge_are_named_and_the_others_shown(tmp_path, capsys, monk
         ),
         ("compare digits --diagnostics selections,x", "diagnostic must be one of .*got 'x'"),
         ("compare cifar10 --data-dir nowhere", "cifar10 needs the files data_batch_1"),
-        ("compare digits --device gpu", "--device: invalid choice: 'gpu'"),
+        ("compare digits --device gpu", "--device: must be one of .*got 'gpu'. Did you mean cuda?"),
+        ("compare digits --strategies crest random", "by commas, as in --strategies crest,random."),
+        ("compare --strategies crest random digits", "by commas, as in --strategies crest,random."),
+        ("compare --strategies crest random", "by commas, as in --strategies crest,random."),
+        ("compare --strategies=crest random digits", "by commas, as in --strategies crest,random."),
+        ("compare --seeds 0,1 digit", "data must be one of .*Did you mean digits?"),
+        ("compare --seeds 0 1", "by commas, as in --seeds 0,1."),
+        ("compare digits --seeds 0 1 2", "by commas, as in --seeds 0,1."),
+        ("reproduce table1 --tasks cifar10 snli", "by commas, as in --tasks cifar10,snli."),
+        ("strategies more", "more is no option of crest strategies"),
+        ("strategies --import nowhere.py", "there is no file nowhere.py"),
+        ("strategies --import no_such_module", "there is no module no_such_module"),
         ("run digits --lr 1e30 --network mlp --epochs 5", "must be finite; got .* Lower"),
         ("reproduce tabel3", "item must be one of table1, .*Did you mean table3?"),
         ("reproduce table3 --scale huge", "scale must be one of smoke, small, paper; got 'huge'"),
@@ -206,7 +217,7 @@ def test_unforeseen_errors_keep_their_type_and_show_where_if_asked(tmp_path, cap
     def broken(*arguments, **options):
         raise RuntimeError("out of\nmemory")
 
-    monkeypatch.setattr(importlib.import_module("crest.cli.main"), "compare", broken)
+    monkeypatch.setattr(crest.cli.training, "compare", broken)
     words = ["run", "digits", "--out", str(tmp_path)]
     assert main(words) == 2
     assert capsys.readouterr().err == (

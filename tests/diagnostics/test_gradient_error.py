@@ -230,7 +230,7 @@ def test_measuring_leaves_no_trace():
         ({"num_examples": 91}, r"num_examples must be in \[20, 90\]; got 91"),
         ({"subset_size": 9}, r"subset_size must be in \[10, 90\]; got 9"),
         ({"subset_size": 91}, r"subset_size must be in \[10, 90\]; got 91"),
-        ({"num_batches": 0}, "num_batches must be >= 1; got 0"),
+        ({"num_batches": 0}, "num_batches must be >= 1 and <= 1000000; got 0"),
     ],
 )
 def test_values_out_of_range_are_refused(options, message):

@@ -182,7 +182,9 @@ def test_strategies_that_need_the_model_itself_refuse_a_cheaper_look(strategy):
 
 
 def test_an_empty_chunk_is_refused():
-    with pytest.raises(ValueError, match=re.escape("chunk must be >= 1 or None; got 0.")):
+    with pytest.raises(
+        ValueError, match=re.escape("chunk must be >= 1 and <= 2**31 or None; got 0.")
+    ):
         make_loader(look=Look(chunk=0))
 
 

@@ -30,7 +30,7 @@ def test_a_budget_outside_its_range_is_refused(budget):
         make_loader(budget=budget)
 
 
-@pytest.mark.parametrize("strategy", ["crest", crest.Crest, 3], ids=str)
+@pytest.mark.parametrize("strategy", [b"crest", crest.Crest, 3], ids=str)
 def test_what_is_no_strategy_is_refused(strategy):
     with pytest.raises(
         TypeError, match=r"strategy must be a strategy of crest, such as crest\.Crest\(\)"
@@ -93,7 +93,7 @@ def test_a_loss_that_is_not_finite_names_step_and_examples(bad):
     inputs, targets = make_tensors()
     inputs[[7, 123]] = bad
     loader = make_loader(
-        crest.Crest.paper(subset_size=400, min_pool=400),
+        crest.Crest.paper(subset_size=400, advanced=crest.CrestAdvanced(min_pool=400)),
         dataset=TensorDataset(inputs, targets),
         batch_size=400,
         budget=1,

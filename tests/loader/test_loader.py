@@ -468,6 +468,8 @@ def test_mean_losses_equal_those_of_the_mean_reduction():
 
 def test_classes_that_are_given_are_not_those_that_the_data_tells():
     coarse = torch.arange(400) % 2
-    loader = make_loader(crest.Crest(switch_off=False, stratify=True), labels=coarse)
+    loader = make_loader(
+        crest.Crest(switch_off=False, advanced=crest.CrestAdvanced(stratify=True)), labels=coarse
+    )
     next(iter(loader))
     assert torch.equal(loader.state_dict()["examples"]["labels"], coarse)

@@ -17,7 +17,7 @@ from toys import CRITERION, NoisyData, equal_parameters, make_loader, make_model
 
 STRATEGIES = {
     "crest": crest.Crest(switch_off=False),
-    "crest off": crest.Crest(forward_price=100.0, probe_interval=3),
+    "crest off": crest.Crest(advanced=crest.CrestAdvanced(forward_price=100.0, probe_interval=3)),
     "crest paper": crest.Crest.paper(error_threshold=10.0, interval_multiplier=4.0),
     "greedy": crest.GreedyMiniBatch(),
     "craig": crest.Craig(subset_fraction=0.2),

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from crest.report.comparison_table import format_table
 from crest.report.summary import group, summarize, verdict
-from crest.report.table import format_table
 
 
 def test_records_are_grouped_in_order_of_appearance(make_record):

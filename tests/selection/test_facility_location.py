@@ -378,7 +378,7 @@ SQUARE = reference.distance_matrix(GOOD)
         ({"gradients": GOOD, "weights": torch.zeros(8)}, "weights must be positive"),
         ({"gradients": GOOD, "weights": torch.arange(8) - 1.0}, "weights must be positive"),
         ({"gradients": GOOD, "weights": torch.full((8,), math.nan)}, "weights must be finite"),
-        ({"gradients": GOOD, "method": "lazy"}, "method must be one of exact"),
+        ({"gradients": GOOD, "method": "lazy"}, "method must be exact, matrix-free or stochastic"),
         ({"distances": SQUARE, "method": "matrix-free"}, "needs gradients"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -386,6 +386,38 @@ SQUARE = reference.distance_matrix(GOOD)
 def test_bad_input_is_one_clear_error(arguments, message):
     with pytest.raises(ValueError, match=message):
         facility_location(**{"batch_size": 2, **arguments})
+
+
+def one_way(entry):
+    distances = SQUARE.clone()
+    distances[2, 5] += entry
+    return distances
+
+
+@pytest.mark.parametrize("subsets", [0, 3], ids=["one", "several"])
+@pytest.mark.parametrize(
+    ("distances", "message"),
+    [
+        (one_way(0.5 * SQUARE.max()), "distances must be symmetric.*from row 2 to 5 and .* back"),
+        (SQUARE + torch.eye(8), "distances must have diagonal 0.*Pass .*not similarities"),
+        (SQUARE.max() - SQUARE, "distances must have diagonal 0"),
+        (one_way(math.nan), "distances must be finite"),
+    ],
+    ids=["one way", "diagonal", "similarities", "nan"],
+)
+def test_what_are_no_distances_of_rows_to_each_other_is_refused(distances, message, subsets):
+    if subsets:
+        distances = torch.stack([SQUARE, SQUARE, distances])
+    with pytest.raises(ValueError, match=message):
+        facility_location(distances=distances, batch_size=2)
+
+
+def test_distances_may_be_off_by_rounding():
+    gradients = make_gradients(200, 40).float()
+    rounded = torch.cdist(gradients, gradients, compute_mode="use_mm_for_euclid_dist")
+    noisy = rounded * (1 + 1e-6 * torch.rand(200, 200))
+    assert not torch.equal(noisy, noisy.mT)
+    facility_location(distances=noisy, batch_size=20)
 
 
 def test_result_names_its_fields():

@@ -219,7 +219,7 @@ def test_the_residual_falls_with_every_pick_and_beats_random_rows(ridge):
         ({"inputs": torch.zeros(4, 3)}, "one row for each row of gradients, 5; got 4"),
         ({"size": 0}, r"size must be in \[1, 5\], the rows; got 0"),
         ({"size": 6}, r"size must be in \[1, 5\], the rows; got 6"),
-        ({"ridge": 0.0}, r"ridge must be > 0; got 0\.0"),
+        ({"ridge": 0.0}, r"ridge must be > 0 and finite; got 0\.0"),
     ],
 )
 def test_bad_input_is_refused(arguments, message):

@@ -139,9 +139,9 @@ def test_a_head_that_is_not_linear_is_refused():
     ("settings", "message"),
     [
         ({"beta": 1.0}, r"beta must be in \[0, 1\); got 1\.0"),
-        ({"damping": 0.0}, r"damping must be > 0; got 0\.0"),
+        ({"damping": 0.0}, r"damping must be > 0 and finite; got 0\.0"),
         ({"curvature_size": 0}, "curvature_size must be >= 1; got 0"),
-        ({"num_probes": 0}, "num_probes must be >= 1; got 0"),
+        ({"num_probes": 0}, "num_probes must be >= 1 and <= 1000000; got 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

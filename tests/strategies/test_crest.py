@@ -104,7 +104,10 @@ def test_rho_is_zero_where_nothing_has_moved():
     model = make_model(dropout=0.5, norm=True)
     n = 400
     loader = make_loader(
-        crest.Crest.paper(subset_size=n, min_pool=n), model=model, batch_size=100, budget=1
+        crest.Crest.paper(subset_size=n, advanced=crest.CrestAdvanced(min_pool=n)),
+        model=model,
+        batch_size=100,
+        budget=1,
     )
     train(loader, model, lr=0.0)  # BatchNorm statistics move, but only in train mode passes
     (first, *_) = [r for r in loader.history.records if "relative_error" in r]
@@ -112,7 +115,10 @@ def test_rho_is_zero_where_nothing_has_moved():
     assert first["predicted_loss"] == pytest.approx(first["anchor_loss"], abs=1e-6)
     model_without = make_model(dropout=0.5)
     loader = make_loader(
-        crest.Crest.paper(subset_size=n, min_pool=n), model=model_without, batch_size=100, budget=1
+        crest.Crest.paper(subset_size=n, advanced=crest.CrestAdvanced(min_pool=n)),
+        model=model_without,
+        batch_size=100,
+        budget=1,
     )
     train(loader, model_without, lr=0.0)
     errors = [r["relative_error"] for r in loader.history.records if "relative_error" in r]
@@ -128,7 +134,10 @@ def test_each_distinct_example_is_read_and_passed_forward_once():
             reads.append(index)
             return super().__getitem__(index)
 
-    loader = make_loader(crest.Crest.paper(subset_size=200, min_pool=200), dataset=Counting())
+    loader = make_loader(
+        crest.Crest.paper(subset_size=200, advanced=crest.CrestAdvanced(min_pool=200)),
+        dataset=Counting(),
+    )
     next(iter(loader))
     # five subsets of 200 from 400: about 388 distinct examples
     assert len(reads) == len(set(reads))
@@ -159,7 +168,9 @@ def test_coresets_are_kept_whole_and_none_comes_twice_before_all_were_used():
 
 def test_cluster_sizes_belong_to_a_coreset_and_not_to_an_example():
     # subsets of 300 from 400 overlap: the same example gets another weight in another coreset
-    loader = make_loader(crest.Crest.paper(subset_size=300, min_pool=300))
+    loader = make_loader(
+        crest.Crest.paper(subset_size=300, advanced=crest.CrestAdvanced(min_pool=300))
+    )
     next(iter(loader))
     coresets = loader._planner._coresets
     sizes = [batch.weights * 300 / 16 for batch in coresets]
@@ -187,7 +198,9 @@ def test_the_averages_advance_once_a_round():
 def test_learned_examples_leave_for_good_at_multiples_of_the_interval():
     model = make_model()
     loader = make_loader(
-        crest.Crest.paper(exclusion_interval=5, loss_threshold=1.0, min_pool=100),
+        crest.Crest.paper(
+            exclusion_interval=5, loss_threshold=1.0, advanced=crest.CrestAdvanced(min_pool=100)
+        ),
         model=model,
         budget=1,
     )
@@ -222,7 +235,9 @@ def test_no_exclusion_keeps_every_example(strategy):
 @pytest.mark.parametrize("curvature", ["trainable", "head", "none"])
 def test_every_feature_and_scope_trains(features, curvature):
     model = make_model()
-    settings = crest.Crest.paper(features=features, curvature=curvature, num_probes=2)
+    settings = crest.Crest.paper(
+        features=features, curvature=curvature, advanced=crest.CrestAdvanced(num_probes=2)
+    )
     loader = make_loader(settings, model=model, budget=0.2)
     train(loader, model)
     assert all(torch.isfinite(p).all() for p in model.parameters())
@@ -250,9 +265,11 @@ def test_accumulation_gives_every_step_its_own_coresets():
 
 def test_stratified_subsets_need_labels():
     with pytest.raises(ValueError, match="stratify=True needs the class of each example"):
-        make_loader(crest.Crest.paper(stratify=True))
+        make_loader(crest.Crest.paper(advanced=crest.CrestAdvanced(stratify=True)))
     _, targets = make_tensors()
-    loader = make_loader(crest.Crest.paper(stratify=True), labels=targets)
+    loader = make_loader(
+        crest.Crest.paper(advanced=crest.CrestAdvanced(stratify=True)), labels=targets
+    )
     next(iter(loader))
     counts = torch.bincount(targets[loader._examples._indices])
     assert (counts > 0).all()
@@ -261,7 +278,12 @@ def test_stratified_subsets_need_labels():
 def test_subsets_of_shared_candidates_are_stratified_too():
     _, targets = make_tensors()
     labels = (targets > 1).long()
-    strategy = crest.Crest(subset_size=40, num_candidates=200, stratify=True, switch_off=False)
+    strategy = crest.Crest(
+        subset_size=40,
+        num_candidates=200,
+        switch_off=False,
+        advanced=crest.CrestAdvanced(stratify=True),
+    )
     loader = make_loader(strategy, labels=labels)
     next(iter(loader))
     subsets = torch.cat([loader._planner._draw_subsets_of_round() for _ in range(20)])
@@ -272,28 +294,28 @@ def test_subsets_of_shared_candidates_are_stratified_too():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"subset_size": 0}, "subset_size must be >= 1; got 0"),
+        ({"subset_size": 0}, "subset_size must be >= 1 or None; got 0"),
         ({"coreset_multiplier": 0}, "coreset_multiplier must be > 0"),
         ({"error_threshold": -1}, "error_threshold must be >= 0"),
-        ({"error_threshold": math.nan}, "error_threshold must be >= 0 or .auto.; got nan"),
+        (
+            {"error_threshold": math.nan},
+            "error_threshold must be >= 0 and finite or .auto.; got nan",
+        ),
         ({"interval_multiplier": 0}, "interval_multiplier must be > 0"),
         ({"exclusion_interval": 0}, "exclusion_interval must be >= 1 or None"),
         ({"loss_threshold": -0.1}, "loss_threshold must be >= 0"),
         ({"betas": (0.9, 1.0)}, r"betas must be two values in \[0, 1\)"),
         ({"features": "inputs"}, "features must be logits, input or weight; got 'inputs'"),
         ({"curvature": "all"}, "curvature must be trainable, head or none; got 'all'"),
-        ({"num_probes": 0}, "num_probes must be >= 1"),
         ({"curvature_coresets": 0}, "curvature_coresets must be >= 1 or None"),
-        ({"max_check_interval": 0}, "max_check_interval must be >= 1"),
-        ({"max_coresets": 0}, "max_coresets must be >= 1"),
-        ({"error_threshold": "Auto"}, "error_threshold must be >= 0 or .auto.; got 'Auto'"),
-        ({"check_size": 0}, "check_size must be >= 1 or None"),
+        (
+            {"error_threshold": "Auto"},
+            "error_threshold must be >= 0 and finite or .auto.; got 'Auto'",
+        ),
         ({"select_until": 0}, "select_until must be >= 1 or None; got 0"),
-        ({"probe_interval": 0}, "probe_interval must be >= 1"),
-        ({"forward_price": 0}, "forward_price must be > 0"),
         (
             {"subset_size": 100, "num_candidates": 50},
-            "num_candidates must be at least subset_size; got 50",
+            "num_candidates must be at least subset_size, 100; got 50",
         ),
     ],
     ids=str,
@@ -306,12 +328,29 @@ def test_settings_out_of_range_are_refused(settings, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"num_probes": 0}, "num_probes must be >= 1"),
+        ({"max_check_interval": 0}, "max_check_interval must be >= 1"),
+        ({"max_coresets": 0}, "max_coresets must be >= 1"),
+        ({"check_size": 0}, "check_size must be >= 1 or None"),
+        ({"probe_interval": 0}, "probe_interval must be >= 1"),
+        ({"forward_price": 0}, "forward_price must be > 0"),
+    ],
+    ids=str,
+)
+def test_advanced_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        crest.CrestAdvanced(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
         ({"subset_size": 10}, "batch_size must be at most subset_size, 10; got 16"),
         ({"subset_size": 500}, "subset_size must be at most the number of examples, 400; got 500"),
-        ({"min_pool": 10}, r"min_pool must be in \[48, 400\]"),
+        ({"advanced": crest.CrestAdvanced(min_pool=10)}, r"min_pool must be in \[48, 400\]"),
         ({"num_candidates": 20}, r"num_candidates must be in \[48, 400\], subset_size to the"),
         ({"num_candidates": 401}, r"num_candidates must be in \[48, 400\]"),
-        ({"check_size": 60}, r"check_size must be in \[1, 48\]"),
+        ({"advanced": crest.CrestAdvanced(check_size=60)}, r"check_size must be in \[1, 48\]"),
     ],
     ids=str,
 )
@@ -337,7 +376,10 @@ def test_a_paired_check_sees_no_sampling_noise():
     for paired in (True, False):
         model = make_model()
         strategy = crest.Crest.paper(
-            paired_check=paired, check_size=16, subset_size=48, error_threshold=1e9
+            paired_check=paired,
+            subset_size=48,
+            error_threshold=1e9,
+            advanced=crest.CrestAdvanced(check_size=16),
         )
         loader = make_loader(strategy, model=model, dataset=NoisyData(), budget=0.3)
         train(loader, model, lr=0.0)
@@ -431,7 +473,7 @@ def test_without_curvature_the_check_interval_is_h():
 
 def test_selection_that_does_not_pay_gives_way_to_random_batches_and_is_tried_again():
     model = make_model()
-    strategy = crest.Crest(forward_price=10.0, probe_interval=3)
+    strategy = crest.Crest(advanced=crest.CrestAdvanced(forward_price=10.0, probe_interval=3))
     loader = make_loader(strategy, model=model, budget=1)
     weights = []
     train(loader, model, epochs=2, on_step=lambda x, y, w: weights.append(w))
@@ -446,7 +488,7 @@ def test_selection_that_does_not_pay_gives_way_to_random_batches_and_is_tried_ag
 
 def test_random_batches_between_probes_cover_the_pool_before_they_repeat():
     dataset = TensorDataset(torch.arange(400.0)[:, None].expand(-1, 20), make_tensors()[1])
-    strategy = crest.Crest(forward_price=10.0, probe_interval=5)
+    strategy = crest.Crest(advanced=crest.CrestAdvanced(forward_price=10.0, probe_interval=5))
     loader = make_loader(strategy, dataset=dataset, budget=1)
     seen = torch.cat([inputs[:, 0] for inputs, _, _ in loader])
     assert seen.sort().values.tolist() == list(range(400))
@@ -455,7 +497,10 @@ def test_random_batches_between_probes_cover_the_pool_before_they_repeat():
 def test_random_batches_hold_nothing_that_was_excluded():
     model = make_model()
     strategy = crest.Crest(
-        subset_size=64, exclusion_interval=5, loss_threshold=1.0, forward_price=10, probe_interval=3
+        subset_size=64,
+        exclusion_interval=5,
+        loss_threshold=1.0,
+        advanced=crest.CrestAdvanced(forward_price=10, probe_interval=3),
     )
     loader = make_loader(strategy, model=model, budget=1)
     active, excluded = [], []
@@ -471,7 +516,9 @@ def test_random_batches_hold_nothing_that_was_excluded():
 
 def test_selection_goes_on_where_it_pays():
     model = make_model()
-    loader = make_loader(crest.Crest(forward_price=1e-3), model=model, budget=1)
+    loader = make_loader(
+        crest.Crest(advanced=crest.CrestAdvanced(forward_price=1e-3)), model=model, budget=1
+    )
     train(loader, model, epochs=2)
     assert all(record["selected"] for record in loader.history.records)
     for record in loader.history.records:
@@ -482,7 +529,7 @@ def test_selection_goes_on_where_it_pays():
 @pytest.mark.parametrize(
     "strategy",
     [
-        crest.Crest(forward_price=1e-3, select_until=7),
+        crest.Crest(select_until=7, advanced=crest.CrestAdvanced(forward_price=1e-3)),
         crest.Crest.paper(select_until=7, error_threshold=1e9, interval_multiplier=3),
     ],
     ids=["anew", "kept"],

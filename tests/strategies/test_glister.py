@@ -262,7 +262,10 @@ def test_other_losses_than_cross_entropy_are_refused(loss_fn):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"lr": 0.0}, r"lr must be > 0; got 0\.0"), ({"rounds": 0}, "rounds must be >= 1; got 0")],
+    [
+        ({"lr": 0.0}, r"lr must be > 0 and finite; got 0\.0"),
+        ({"rounds": 0}, "rounds must be >= 1; got 0"),
+    ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):

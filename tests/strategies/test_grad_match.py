@@ -85,5 +85,5 @@ def test_a_model_that_has_learned_everything_gets_uniform_weights():
 
 
 def test_a_ridge_that_is_not_positive_is_refused():
-    with pytest.raises(ValueError, match="ridge must be > 0; got 0"):
+    with pytest.raises(ValueError, match="ridge must be > 0 and finite; got 0"):
         GradMatch(ridge=0.0).start(make_task())

@@ -350,7 +350,7 @@ def test_observed_losses_that_are_not_finite_are_refused_with_their_example(bad)
     [
         ({"prune_probability": 1.0}, r"prune_probability must be in \[0, 1\); got 1\.0"),
         ({"prune_probability": -0.1}, r"prune_probability must be in \[0, 1\); got -0\.1"),
-        ({"num_steps": 0}, "num_steps must be >= 1 or None; got 0"),
+        ({"num_steps": 0}, r"num_steps must be >= 1 and <= 10\*\*15 or None; got 0"),
         ({"pruned_share": 1.5}, r"pruned_share must be in \[0, 1\]; got 1\.5"),
     ],
 )

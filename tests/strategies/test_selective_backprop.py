@@ -150,7 +150,7 @@ def test_a_resumed_run_continues_bit_for_bit():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"exponent": -1.0}, r"exponent must be >= 0; got -1\.0"),
+        ({"exponent": -1.0}, r"exponent must be >= 0 and finite; got -1\.0"),
         ({"uniform_share": 0.0}, r"uniform_share must be in \(0, 1\]; got 0\.0"),
         ({"num_candidates": 8}, r"num_candidates must be in \[16, 400\], .* got 8"),
         ({"num_candidates": 500}, r"num_candidates must be in \[16, 400\], .* got 500"),

@@ -256,7 +256,7 @@ def test_text_with_an_output_for_each_token_works(strategy):
     [
         ({"subset_fraction": 0.0}, r"subset_fraction must be in \(0, 1\].*; got 0\.0"),
         ({"subset_fraction": 10}, r"subset_fraction must be .* got 10\. Write 0\.1 for 10 %"),
-        ({"reselect_steps": 0}, "reselect_steps must be >= 1 or None; got 0"),
+        ({"reselect_steps": 0}, "reselect_steps must be >= 1 and <= 1000000 or None; got 0"),
     ],
 )
 @all_strategies

@@ -1,3 +1,6 @@
-"""The command `crest`: one file a command."""
+"""The command `crest`: one file a command, and what several of them share.
 
-from crest.cli.main import main as main
+`dispatch` holds `main`, so that the function and its module have names of their own.
+"""
+
+from crest.cli.dispatch import main as main

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from crest.data_checks import check_mask
+
 __all__ = ["excluded_accuracy"]
 
 
@@ -21,7 +23,8 @@ def excluded_accuracy(active: Tensor, correct: Tensor) -> dict[str, Any]:
         None if there are none; `active_accuracy`, that of the others.
 
     Raises:
-        ValueError: If the shapes differ.
+        TypeError: If either is no tensor.
+        ValueError: If the shapes or dtypes differ from that.
 
     Example:
         >>> import torch
@@ -29,6 +32,8 @@ def excluded_accuracy(active: Tensor, correct: Tensor) -> dict[str, Any]:
         >>> excluded_accuracy(active, torch.tensor([False, True, False, False]))
         {'excluded': 2, 'accuracy': 0.5, 'active_accuracy': 0.0}
     """
+    check_mask("active", active)
+    check_mask("correct", correct)
     if active.shape != correct.shape:
         raise ValueError(
             f"correct must have the shape of active, {tuple(active.shape)}; "

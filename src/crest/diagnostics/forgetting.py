@@ -7,9 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crest.checks import SIZE, check, instance
+from crest.data_checks import check_entries, check_indices, check_mask, tensor_like
 from crest.diagnostics.selections import Selections
 
 __all__ = ["Forgetting"]
+
+_SELECTIONS = instance(Selections, text="a Selections")
 
 
 class Forgetting:
@@ -25,7 +29,11 @@ class Forgetting:
         was_ever_correct: Whether each example was right at any look, bool, shape (n,).
 
     Args:
-        num_examples: n.
+        num_examples: n, >= 1.
+
+    Raises:
+        TypeError: If `num_examples` is no integer.
+        ValueError: If it is out of its range.
 
     Example:
         >>> forgetting = Forgetting(3)
@@ -36,6 +44,7 @@ class Forgetting:
     """
 
     def __init__(self, num_examples: int) -> None:
+        num_examples = check("num_examples", num_examples, SIZE)
         self.scores = torch.zeros(num_examples, dtype=torch.int64)
         self.was_ever_correct = torch.zeros(num_examples, dtype=torch.bool)
         self._was_correct = torch.zeros(num_examples, dtype=torch.bool)
@@ -48,8 +57,11 @@ class Forgetting:
             correct: Whether the model has each of them right now, bool, shape (k,).
 
         Raises:
-            ValueError: If the shapes differ.
+            TypeError: If either is no tensor.
+            ValueError: If the shapes differ, one is of no example, or `correct` is not bool.
         """
+        check_indices("indices", indices, len(self.scores))
+        check_mask("correct", correct)
         if indices.shape != correct.shape:
             raise ValueError(
                 f"correct must have the shape of indices, {tuple(indices.shape)}; "
@@ -69,7 +81,12 @@ class Forgetting:
         Returns:
             For each period its last `step`, the mean `score` of its picks, and `never_learned`, the
             share of picks of examples that were never right.
+
+        Raises:
+            TypeError: If `selections` is none.
+            ValueError: If it is of another number of examples.
         """
+        self._check_selections(selections)
         return [
             {
                 "step": step,
@@ -87,7 +104,13 @@ class Forgetting:
 
         Returns:
             How many have the score 0, 1, 2, ... up to the largest.
+
+        Raises:
+            TypeError: If `selections` is none.
+            ValueError: If it is of another number of examples.
         """
+        if selections is not None:
+            self._check_selections(selections)
         counts: list[int] = (
             torch.bincount(
                 self.scores, weights=None if selections is None else selections.counts.double()
@@ -96,6 +119,14 @@ class Forgetting:
             .tolist()
         )
         return counts
+
+    def _check_selections(self, selections: Selections) -> None:
+        check("selections", selections, _SELECTIONS)
+        if len(selections.counts) != len(self.scores):
+            raise ValueError(
+                f"selections must be of the same {len(self.scores)} examples; got "
+                f"{len(selections.counts)}."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return scores, and what earlier looks at each example showed."""
@@ -106,7 +137,17 @@ class Forgetting:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
+        """Continue from what `state_dict` returned.
+
+        Args:
+            state: What `state_dict` returned.
+
+        Raises:
+            TypeError: If it is no dict, or an entry is of a wrong kind.
+            ValueError: If an entry is missing, or of another number of examples.
+        """
+        rules = {name: tensor_like(value) for name, value in self.state_dict().items()}
+        check_entries("state", state, rules)
         self.scores.copy_(state["scores"])
         self.was_ever_correct.copy_(state["was_ever_correct"])
         self._was_correct.copy_(state["was_correct"])

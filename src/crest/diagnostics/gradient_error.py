@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crest.checks import SEED, check, instance, many, whole
 from crest.loader import CoresetLoader
 from crest.looking.observer import Observer
 from crest.quadratic import flatten
@@ -17,6 +18,7 @@ from crest.strategies.protocol import MiniBatch
 
 __all__ = ["GradientError", "measure_gradient_error"]
 
+_LOADER = instance(CoresetLoader, text="a CoresetLoader")
 _STREAM = 0x9E3779B9  # any number of 32 bits, which is what a CPU generator takes of a seed
 
 
@@ -95,7 +97,8 @@ def measure_gradient_error(
         Errors of the mini-batches, and of random ones for comparison.
 
     Raises:
-        ValueError: If a value is out of its range.
+        TypeError: If an argument is of a wrong kind.
+        ValueError: If one is out of its range.
 
     Example:
         >>> import crest
@@ -109,19 +112,16 @@ def measure_gradient_error(
         >>> error.num_examples, error.num_batches, error.effective_size
         (64, 4, 8.0)
     """
+    check("loader", loader, _LOADER)
     n, m = loader.num_examples, loader.batch_size
     if num_examples is None:
         num_examples = n
     if subset_size is None:
         subset_size = min(max(round(0.01 * n), 3 * m), n)
-    for name, value, least, most in (
-        ("num_examples", num_examples, min(2 * m, n), n),
-        ("subset_size", subset_size, m, n),
-    ):
-        if not least <= value <= most:
-            raise ValueError(f"{name} must be in [{least}, {most}]; got {value}.")
-    if num_batches < 1:
-        raise ValueError(f"num_batches must be >= 1; got {num_batches}.")
+    num_examples = check("num_examples", num_examples, whole(min(2 * m, n), n))
+    subset_size = check("subset_size", subset_size, whole(m, n))
+    num_batches = check("num_batches", num_batches, many())
+    seed = check("seed", seed, SEED)
     # Another stream than that of a loader with this seed, whose first pass it would be else.
     generator = torch.Generator().manual_seed(seed ^ _STREAM)
     order = torch.randperm(n, generator=generator)[:num_examples]

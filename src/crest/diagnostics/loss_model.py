@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from crest.checks import check, instance
 from crest.history import History
 
 __all__ = ["loss_model_errors"]
 
+_HISTORY = instance(History, text="the history of a loader, loader.history")
 _KEYS = ("relative_error", "predicted_loss", "check_loss", "check_loss_error", "anchor_loss")
 
 
@@ -26,11 +28,15 @@ def loss_model_errors(history: History) -> list[dict[str, Any]]:
         `predicted_loss` F(delta), `check_loss` L^r with its standard error `check_loss_error`, and
         `anchor_loss` F(0).
 
+    Raises:
+        TypeError: If `history` is none.
+
     Example:
         >>> import torch
         >>> loss_model_errors(History(32, torch.device("cpu")))
         []
     """
+    check("history", history, _HISTORY)
     checks = []
     anchor: int | None = None
     for record in history.records:

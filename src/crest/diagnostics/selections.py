@@ -7,7 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crest.checks import SIZE, check, instance, whole
+from crest.data_checks import check_entries, check_indices, tensor_like
+
 __all__ = ["Selections"]
+
+_PERIODS = instance(list, text="a list")
 
 
 class Selections:
@@ -18,7 +23,11 @@ class Selections:
         periods: For each closed period its last step, and counts within it, int32, shape (n,).
 
     Args:
-        num_examples: n.
+        num_examples: n, >= 1.
+
+    Raises:
+        TypeError: If `num_examples` is no integer.
+        ValueError: If it is out of its range.
 
     Example:
         In a training loop, once for each batch: `selections.observe(loader.handed_out.indices)`.
@@ -31,6 +40,7 @@ class Selections:
     """
 
     def __init__(self, num_examples: int) -> None:
+        num_examples = check("num_examples", num_examples, SIZE)
         self.counts = torch.zeros(num_examples, dtype=torch.int64)
         self.periods: list[tuple[int, Tensor]] = []
         self._closed = self.counts.clone()  # counts when the last period was closed
@@ -40,7 +50,12 @@ class Selections:
 
         Args:
             indices: Distinct example indices, int64, shape (m,).
+
+        Raises:
+            TypeError: If it is no tensor.
+            ValueError: If one is of no example.
         """
+        check_indices("indices", indices, len(self.counts))
         self.counts[indices] += 1
 
     def close_period(self, step: int) -> None:
@@ -48,7 +63,12 @@ class Selections:
 
         Args:
             step: Steps taken so far.
+
+        Raises:
+            TypeError: If it is no integer.
+            ValueError: If it is negative.
         """
+        step = check("step", step, whole(0))
         counts = (self.counts - self._closed).int()
         if counts.any():
             self.periods.append((step, counts))
@@ -72,7 +92,17 @@ class Selections:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
+        """Continue from what `state_dict` returned.
+
+        Args:
+            state: What `state_dict` returned.
+
+        Raises:
+            TypeError: If it is no dict, or an entry is of a wrong kind.
+            ValueError: If an entry is missing, or of another number of examples.
+        """
+        row = tensor_like(self.counts)
+        check_entries("state", state, {"counts": row, "closed": row, "periods": _PERIODS})
         self.counts.copy_(state["counts"])
         self._closed.copy_(state["closed"])
         self.periods = [(step, counts.clone()) for step, counts in state["periods"]]

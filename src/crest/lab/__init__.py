@@ -1,4 +1,4 @@
-"""Data sets, networks and runs of the paper's comparisons."""
+"""Experiments: data sets, networks, runs, and the paper's tables; for cli and report alone."""
 
 from crest.lab.data.datasets import DATASETS as DATASETS
 from crest.lab.data.datasets import load_dataset as load_dataset
@@ -12,6 +12,5 @@ from crest.lab.run.diagnosis import DIAGNOSTICS as DIAGNOSTICS
 from crest.lab.run.planning import DEFAULTS as DEFAULTS
 from crest.lab.run.planning import plan_runs as plan_runs
 from crest.lab.run.results import Results as Results
-from crest.lab.run.settings import STRATEGIES as STRATEGIES
 from crest.lab.run.settings import RunSettings as RunSettings
 from crest.lab.run.training import train as train

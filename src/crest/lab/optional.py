@@ -1,4 +1,4 @@
-"""Packages that only the experiments need."""
+"""Imports of packages that only experiments and reports need."""
 
 from __future__ import annotations
 

@@ -8,7 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["PerExampleLoss"]
+__all__ = ["NotPerExampleError", "PerExampleLoss"]
+
+
+class NotPerExampleError(ValueError):
+    """The loss is not one per example."""
 
 
 class PerExampleLoss:
@@ -35,7 +39,8 @@ class PerExampleLoss:
             Shape (k,).
 
         Raises:
-            ValueError: If the batch does not fit the loss, or the loss is not one per example.
+            NotPerExampleError: If the loss is not one per example.
+            ValueError: If the batch does not fit the loss.
         """
         if self._takes_model:
             losses = self._loss_fn(self._model, batch)
@@ -48,16 +53,16 @@ class PerExampleLoss:
             )
         lengths = set(_lengths(batch))
         if not isinstance(losses, Tensor):
-            raise ValueError(
+            raise NotPerExampleError(
                 f"loss_fn must return a tensor of one loss per example; got {type(losses).__name__}"
             )
         if losses.ndim == 0:
-            raise ValueError(
+            raise NotPerExampleError(
                 "loss_fn must return one loss per example, not their mean; got a scalar. "
                 'Set reduction="none".'
             )
         if losses.ndim != 1 or (lengths and len(losses) not in lengths):
-            raise ValueError(
+            raise NotPerExampleError(
                 f"loss_fn must return one loss per example, shape "
                 f"({'k' if len(lengths) != 1 else lengths.pop()},); "
                 f"got {tuple(losses.shape)}. Take the mean over the other dimensions."

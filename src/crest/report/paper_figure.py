@@ -13,8 +13,8 @@ from typing import Any
 from crest.lab.optional import require
 from crest.lab.paper import Outcome
 from crest.lab.paper.published import PUBLISHED
+from crest.report.comparison_figure import write_figure
 from crest.report.paper_table import share_of, title
-from crest.report.plot import write_figure
 
 __all__ = ["plot_item"]
 

@@ -8,11 +8,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from crest.lab.run.comparison import OURS
+from crest.strategies import Random, registered_strategies
+from crest.strategies.registry import word_of
 
-__all__ = ["Summary", "group", "selected_share", "summarize", "verdict"]
+__all__ = [
+    "RANDOM_AT_EQUAL_TIME",
+    "Summary",
+    "group",
+    "selected_share",
+    "summarize",
+    "verdict",
+]
 
-_EQUAL_TIME = "random, equal time"
+_RANDOM = word_of(Random)
+_AT_EQUAL_TIME = ", equal time"  # ends the label of a run whose steps were set by seconds
+
+RANDOM_AT_EQUAL_TIME = _RANDOM + _AT_EQUAL_TIME
 
 # 97.5 % of Student's t for 1 to 10 degrees of freedom; the last serves for more, too.
 _T_QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
@@ -56,7 +67,7 @@ def group(records: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in records:
-        label = record["strategy"] + (", equal time" if record["equal_time"] else "")
+        label = record["strategy"] + (_AT_EQUAL_TIME if record["equal_time"] else "")
         groups.setdefault(label, []).append(record)
     return groups
 
@@ -91,7 +102,7 @@ def summarize(records: Iterable[dict[str, Any]]) -> list[Summary]:
 
 
 def verdict(records: Iterable[dict[str, Any]]) -> str:
-    """Say in a few words what CREST and remembered gradients gain over random batches, or do not.
+    """Say in a few words what is gained over random batches by what is no baseline, or is not.
 
     A difference of paired seeds counts as clear only if Student's t test tells it from zero at the
     level of 5 %, two-sided.
@@ -100,11 +111,12 @@ def verdict(records: Iterable[dict[str, Any]]) -> str:
         records: See `lab.run.training.train`.
 
     Returns:
-        The words; empty if these or random batches are missing.
+        The words; empty if such strategies or random batches are missing.
     """
     groups = group(records)
-    random = groups.get("random", [])
-    ours = [name for name in groups if name in OURS]
+    random = groups.get(_RANDOM, [])
+    known = registered_strategies()
+    ours = [name for name in groups if name in known and not known[name].is_baseline]
     if not ours or not random:
         return ""
     parts = [
@@ -116,28 +128,18 @@ def verdict(records: Iterable[dict[str, Any]]) -> str:
         f"{1 + _mean(groups[name], 'overhead'):.2f} random steps."
         for name in ours
     ]
-    name, crest = ours[0], groups[ours[0]]
-    if _EQUAL_TIME in groups:
-        difference = _difference(name, crest, groups[_EQUAL_TIME])
+    name, first = ours[0], groups[ours[0]]
+    if RANDOM_AT_EQUAL_TIME in groups:
+        difference = _difference(name, first, groups[RANDOM_AT_EQUAL_TIME])
         parts.append(f"Equal time: {name} minus random is {difference}.")
     else:
-        factor = _mean(crest, "seconds") / _mean(random, "seconds")
+        factor = _mean(first, "seconds") / _mean(random, "seconds")
         parts.append(
             f"Equal time: not measured; {name} took {factor:.1f} times the seconds of random "
             "(--time-matched adds that row)."
         )
-    share = statistics.fmean(map(selected_share, groups["crest"])) if "crest" in groups else 1.0
-    if share < 0.995:
-        parts.append(
-            f"crest took {100 * (1 - share):.0f} % of its steps on random batches, where coresets "
-            "did not pay (--option switch_off=False keeps it selecting)."
-        )
-    remembered = groups.get("remembered")
-    if remembered and not any(map(selected_share, remembered)):
-        parts.append(
-            "remembered picked nothing: it selects once every example was trained on, after a pass."
-        )
-    return " ".join(parts)
+    parts += [_unselected(name, groups[name], known[name].unselected) for name in ours]
+    return " ".join(part for part in parts if part)
 
 
 def selected_share(record: dict[str, Any]) -> float:
@@ -156,6 +158,16 @@ def selected_share(record: dict[str, Any]) -> float:
         if region.get("selected")
     )
     return selected / steps
+
+
+def _unselected(name: str, records: Sequence[dict[str, Any]], reason: str) -> str:
+    """Say how many steps were on random batches, and why; nothing if the reason is not known."""
+    share = statistics.fmean(map(selected_share, records)) if reason else 1.0
+    if share >= 0.995:
+        return ""
+    if share == 0:
+        return f"{name} picked nothing: {reason}."
+    return f"{name} took {100 * (1 - share):.0f} % of its steps on random batches: {reason}."
 
 
 def _difference(name: str, one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from crest.checks import boolean, check, tensor
 from crest.selection.kernels.backend import compiled_for
 
 __all__ = ["last_layer_distances", "pairwise_distances"]
@@ -34,6 +36,7 @@ def pairwise_distances(features: Tensor) -> Tensor:
         Shape (..., r, r); float64 for float64 features, else float32.
 
     Raises:
+        TypeError: If `features` is no tensor.
         ValueError: If `features` are not rows of finite floating-point numbers.
 
     Example:
@@ -64,6 +67,7 @@ def last_layer_distances(errors: Tensor, inputs: Tensor, *, bias: bool = True) -
         float32.
 
     Raises:
+        TypeError: If an argument is of a wrong kind.
         ValueError: If either is not rows of finite floating-point numbers, or shapes or devices of
             the two differ.
 
@@ -75,6 +79,7 @@ def last_layer_distances(errors: Tensor, inputs: Tensor, *, bias: bool = True) -
     """
     _check_rows("errors", errors)
     _check_rows("inputs", inputs)
+    bias = check("bias", bias, boolean())
     if errors.shape[:-1] != inputs.shape[:-1]:
         raise ValueError(
             "errors and inputs must have one row each per example; got shapes "
@@ -192,7 +197,8 @@ def _gram(features: Tensor) -> Tensor:
     return features @ features.mT
 
 
-def _check_rows(name: str, rows: Tensor) -> None:
+def _check_rows(name: str, rows: Any) -> None:
+    check(name, rows, tensor())
     if rows.ndim < 2 or 0 in rows.shape or not rows.is_floating_point():
         raise ValueError(
             f"{name} must be floating-point rows of shape (..., r, d), none of it empty; "

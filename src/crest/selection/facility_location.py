@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, cast, get_args
 import torch
 from torch import Tensor
 
+from crest.checks import check, instance, one_of, optional, tensor, whole
 from crest.selection.distances import (
     MAX_FEATURES_OF_DIFFERENCES,
     distances_of_scaled,
@@ -19,11 +20,18 @@ from crest.selection.kernels.backend import compiled_for
 from crest.selection.large_set import pick_from_large_set
 from crest.selection.per_class import pick_per_class
 
-__all__ = ["Coreset", "facility_location"]
+__all__ = ["Coreset", "cover", "facility_location"]
 
 Method = Literal["exact", "matrix-free", "stochastic"]
 
+_METHOD = one_of(*get_args(Method))
+_GENERATOR = optional(instance(torch.Generator, text="a torch.Generator"))
+
 _LARGEST_MATRIX = 8192  # rows; above it distances (268 MB in float32) are rebuilt where needed
+_TILE = 64  # rows and columns that are compared at once: both fit the cache
+_ROUNDING = (
+    1e-3  # of the largest distance; squared distances in float32 leave equal rows 3e-4 apart
+)
 _ENTRIES_AT_ONCE = 2**22  # of distance matrices on a CPU, unless one subset has more
 
 
@@ -83,9 +91,11 @@ def facility_location(
         Picked rows and cluster sizes, (m,) each, or (P, m); on the device of the input.
 
     Raises:
+        TypeError: If an argument is of a wrong kind.
         ValueError: If not exactly one of `gradients` and `distances` is given; if an argument has
-            the wrong shape, dtype or device, or a value that is not finite or out of range; or if
-            `batch_size` is not in [1, r].
+            the wrong shape, dtype or device, or a value that is not finite or out of range; if
+            distances are not symmetric with diagonal 0, beyond rounding; or if `batch_size` is not
+            in [1, r].
 
     Example:
         >>> gradients = torch.tensor([[0.0], [0.5], [5.0], [1.0], [5.5]])
@@ -97,16 +107,19 @@ def facility_location(
         Eq. (11) as printed takes the sum over the coreset and the minimum over the subset, which
         would be 0. Eq. (5) and Algorithm 1 have it the other way round, and so has this.
     """
-    given, are_features = _check_rows(gradients, distances, batch_size)
+    given, batch_size = _check_rows(gradients, distances, batch_size)
+    are_features = distances is None
     batched = given.ndim == 3
     given = given if batched else given.unsqueeze(0)
     labels = _check_labels(labels, given, batched)
     weights = _check_weights(weights, given, batched)
-    if method not in get_args(Method):
-        raise ValueError(f"method must be one of {', '.join(get_args(Method))}; got {method!r}.")
+    check("method", method, _METHOD)
+    check("generator", generator, _GENERATOR)
     if method == "matrix-free" and not are_features:
         raise ValueError("method 'matrix-free' needs gradients; got distances, the whole matrix.")
 
+    if not are_features:
+        _check_symmetric(given)
     if not are_features and (
         labels is not None or method != "exact" or not compiled_for(given.device)
     ):
@@ -127,6 +140,23 @@ def facility_location(
             pick, given, batch_size, are_features, weights, labels
         )
     return Coreset(indices, cluster_sizes) if batched else Coreset(indices[0], cluster_sizes[0])
+
+
+def cover(distances: Tensor, batch_size: int) -> Coreset:
+    """Pick as `facility_location` does, from distances that were measured by `distances.py`.
+
+    They are symmetric to the bit; to look for that again takes as long as to pick.
+
+    Args:
+        distances: Float32 or float64, shape (P, r, r).
+        batch_size: m, in [1, r].
+
+    Returns:
+        Picked rows and cluster sizes, (P, m).
+    """
+    if not compiled_for(distances.device):
+        _largest_distance(distances)
+    return Coreset(*_pick(distances, batch_size, False, None))
 
 
 def _pick(
@@ -197,7 +227,7 @@ def greedy(distances: Tensor, batch_size: int, weights: Tensor | None) -> tuple[
 
 def _check_rows(
     gradients: Tensor | None, distances: Tensor | None, batch_size: int
-) -> tuple[Tensor, bool]:
+) -> tuple[Tensor, int]:
     """Check the input and bring it to float32 or float64; gradients to a size safe to square."""
     if (gradients is None) == (distances is None):
         raise ValueError(
@@ -206,6 +236,7 @@ def _check_rows(
         )
     name, columns = ("gradients", "d") if distances is None else ("distances", "r")
     given = gradients if distances is None else distances
+    check(name, given, tensor())
     assert given is not None
     shape = tuple(given.shape)
     if given.ndim not in {2, 3} or 0 in shape or not given.is_floating_point():
@@ -216,11 +247,38 @@ def _check_rows(
     if distances is not None and shape[-1] != shape[-2]:
         raise ValueError(f"distances must have shape (r, r) or (P, r, r); got {shape}.")
     r = shape[-2]
-    if not 1 <= batch_size <= r:
-        raise ValueError(f"batch_size must be in [1, {r}], the random subset; got {batch_size}.")
+    within = whole(1, r, f"in [1, {r}], the random subset")
+    batch_size = check("batch_size", batch_size, within)
     if distances is None:
-        return scale_down(given, largest_value(name, given))[0], True
-    return given.detach().to(torch.promote_types(given.dtype, torch.float32)), False
+        return scale_down(given, largest_value(name, given))[0], batch_size
+    return given.detach().to(torch.promote_types(given.dtype, torch.float32)), batch_size
+
+
+def _check_symmetric(distances: Tensor) -> None:
+    """Refuse what are no distances of rows to each other, (P, r, r)."""
+    diagonal = distances.diagonal(dim1=1, dim2=2)
+    tiles = range(0, distances.shape[1], _TILE)
+    if not diagonal.any() and all(
+        torch.equal(distances[:, i : i + _TILE, i:], distances[:, i:, i : i + _TILE].mT)
+        for i in tiles
+    ):
+        return
+    bound = _ROUNDING * _largest_distance(distances)
+    for i in tiles:
+        off = distances[:, i : i + _TILE, i:] - distances[:, i:, i : i + _TILE].mT
+        if float(off.abs().max()) > bound:
+            p, j, k = (off.abs() > bound).nonzero()[0].tolist()
+            raise ValueError(
+                "distances must be symmetric, ||g_i - g_j|| both ways; got "
+                f"{float(distances[p, i + j, i + k]):g} from row {i + j} to {i + k} and "
+                f"{float(distances[p, i + k, i + j]):g} back. Pass (d + d.mT) / 2 if that is what "
+                "you mean."
+            )
+    if float(diagonal.max()) > bound:
+        raise ValueError(
+            "distances must have diagonal 0, what a row is away from itself; got "
+            f"{float(diagonal.max()):g}. Pass ||g_i - g_j||, not similarities."
+        )
 
 
 def _largest_distance(distances: Tensor) -> float:
@@ -256,6 +314,7 @@ def _check_weights(weights: Tensor | None, given: Tensor, batched: bool) -> Tens
 
 
 def _check_per_row(name: str, values: Tensor, given: Tensor, batched: bool) -> Tensor:
+    check(name, values, tensor())
     shape = given.shape[:2] if batched else given.shape[1:2]
     if values.shape != shape:
         raise ValueError(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from crest.checks import boolean, check, number, tensor, whole
+
 __all__ = ["WeightedRows", "matching_pursuit"]
+
+_RIDGE = number(0, above=True, hint="Take a small one to come near 0.")
 
 _ROWS_AT_ONCE = 8192  # in float64
 _SMALL_RIDGE = 1e-6  # of the largest squared gradient: below it 1 / ridge takes too many digits
@@ -64,6 +68,7 @@ def matching_pursuit(
         millionth of a squared gradient and all other rows depend, nearly, on those picked.
 
     Raises:
+        TypeError: If an argument is of a wrong kind.
         ValueError: If gradients or inputs are not finite rows, differ in number, or `size` or
             `ridge` is out of its range.
 
@@ -73,7 +78,7 @@ def matching_pursuit(
         >>> indices.tolist(), [round(weight, 3) for weight in weights.tolist()]
         ([1, 3], [1.0, 1.667])
     """
-    _check(gradients, inputs, size, ridge)
+    size, bias, ridge = _check(gradients, inputs, size, bias, ridge)
     rows = _Rows(gradients, inputs, bias)
     total = rows.sum()
     fits = rows.products(total)
@@ -284,10 +289,13 @@ class _FewDimensions(_ActiveSet):
         self._solution[: self.count] = ((errors @ z) * inputs).sum(1)
 
 
-def _check(gradients: Tensor, inputs: Tensor | None, size: int, ridge: float) -> None:
+def _check(
+    gradients: Any, inputs: Any, size: Any, bias: Any, ridge: Any
+) -> tuple[int, bool, float]:
     for name, values in (("gradients", gradients), ("inputs", inputs)):
-        if values is None:
+        if values is None and name == "inputs":
             continue
+        check(name, values, tensor())
         if values.ndim != 2 or len(values) == 0 or not values.is_floating_point():
             raise ValueError(
                 f"{name} must be floating-point rows of shape (n, d); got {values.dtype} of shape "
@@ -303,7 +311,9 @@ def _check(gradients: Tensor, inputs: Tensor | None, size: int, ridge: float) ->
             "inputs must have one row for each row of gradients, "
             f"{len(gradients)}; got {len(inputs)}."
         )
-    if not 1 <= size <= len(gradients):
-        raise ValueError(f"size must be in [1, {len(gradients)}], the rows; got {size}.")
-    if not ridge > 0:
-        raise ValueError(f"ridge must be > 0; got {ridge}. Take a small one to come near 0.")
+    n = len(gradients)
+    return (
+        check("size", size, whole(1, n, f"in [1, {n}], the rows")),
+        check("bias", bias, boolean()),
+        check("ridge", ridge, _RIDGE),
+    )

@@ -9,15 +9,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crest.checks import check_fields, many, number, whole
 from crest.looking.gradients import LastLayerGradients
 from crest.quadratic import SmoothedMoments, gradient_and_hessian_diagonal, rademacher_probes
 from crest.selection import facility_location
 from crest.strategies.protocol import Examples, MiniBatch, Planner, Task
+from crest.strategies.registry import Paper, register_strategy
 from crest.strategies.subsets import Share, SubsetPlanner, SubsetSettings
 
 __all__ = ["AdaCore"]
 
+_RULES = {
+    "beta": number(0, 1, below=True),
+    "damping": number(0, above=True),
+    "curvature_size": whole(1),
+    "num_probes": many(),
+}
 
+
+@register_strategy(
+    "adacore",
+    line="A coreset for each epoch, on gradients divided by the curvature of the last layer",
+    needs=("passes",),
+    paper=Paper(
+        "Adaptive Second Order Coresets for Data-efficient Machine Learning",
+        "Pooladzandi, Davini, Mirzasoleiman",
+        "ICML",
+        2022,
+    ),
+    follows={"subset_fraction": "budget"},
+    is_baseline=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class AdaCore(SubsetSettings):
     """Pick the examples whose preconditioned gradients stand best for all others.
@@ -37,7 +59,8 @@ class AdaCore(SubsetSettings):
     `subset_fraction`, `reselect_steps`, `per_class` and `keep_views` are those of `SubsetSettings`.
 
     Raises:
-        ValueError: If a value is out of its range.
+        TypeError: If a value is of a wrong kind.
+        ValueError: If one is out of its range.
 
     Example:
         >>> AdaCore(subset_fraction=0.2).damping
@@ -51,29 +74,11 @@ class AdaCore(SubsetSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rules = [
-            ("beta", 0 <= self.beta < 1, "in [0, 1)"),
-            ("damping", self.damping > 0, "> 0"),
-            ("curvature_size", self.curvature_size >= 1, ">= 1"),
-            ("num_probes", self.num_probes >= 1, ">= 1"),
-        ]
-        for name, holds, rule in rules:
-            if not holds:
-                raise ValueError(f"{name} must be {rule}; got {getattr(self, name)}.")
+        check_fields(self, _RULES)
 
     def start(self, task: Task) -> Planner:
-        """Begin with the first selection.
-
-        Args:
-            task: Sizes and randomness of the run.
-
-        Returns:
-            A planner at step 0.
-
-        Raises:
-            ValueError: If the settings do not fit the task, or the loader looks at a cheaper model
-                or view: its gradients would be divided by the curvature of another.
-        """
+        """Begin a run, see `Strategy.start`."""
+        # Gradients of a cheaper model or view would be divided by the curvature of another.
         task.refuse_cheaper_looks("AdaCore")
         return _AdaCorePlanner(self, task)
 

@@ -8,11 +8,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from crest.checks import one_of
 from crest.looking.gradients import LastLayerGradients
 from crest.selection import Coreset, facility_location, last_layer_distances
+from crest.selection.facility_location import cover
 from crest.strategies.protocol import Examples, MiniBatch, Task
 
 __all__ = [
+    "FEATURES",
     "Features",
     "Selection",
     "default_subset_size",
@@ -23,6 +26,7 @@ __all__ = [
 ]
 
 Features = Literal["logits", "input", "weight"]
+FEATURES = one_of("logits", "input", "weight")  # the rule for a field of this type
 
 _ROUNDING = 1e-6  # of float32, relative
 _SUBSETS_AT_ONCE = 16
@@ -146,7 +150,7 @@ def _pick(
     distances = last_layer_distances(
         gradients.errors[rows], gradients.inputs[rows], bias=gradients.bias
     )
-    return facility_location(distances=distances, batch_size=batch_size)
+    return cover(distances, batch_size)
 
 
 def default_subset_size(subset_size: int | None, task: Task) -> int:

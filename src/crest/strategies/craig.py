@@ -10,11 +10,25 @@ from torch import Tensor
 from crest.looking.gradients import LastLayerGradients
 from crest.selection import facility_location
 from crest.strategies.protocol import Examples, Planner, Task
+from crest.strategies.registry import Paper, register_strategy
 from crest.strategies.subsets import Share, SubsetPlanner, SubsetSettings
 
 __all__ = ["Craig"]
 
 
+@register_strategy(
+    "craig",
+    line="A coreset of the whole data set for each epoch, by facility location",
+    needs=("passes",),
+    paper=Paper(
+        "Coresets for Data-efficient Training of Machine Learning Models",
+        "Mirzasoleiman, Bilmes, Leskovec",
+        "ICML",
+        2020,
+    ),
+    follows={"subset_fraction": "budget"},
+    is_baseline=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class Craig(SubsetSettings):
     """Pick the examples whose gradients stand best for all others, Eq. (5) over the whole data.
@@ -24,7 +38,8 @@ class Craig(SubsetSettings):
     `SubsetSettings`.
 
     Raises:
-        ValueError: If a value is out of its range.
+        TypeError: If a value is of a wrong kind.
+        ValueError: If one is out of its range.
 
     Example:
         >>> Craig(subset_fraction=0.2).per_class is None  # per class where classes are known
@@ -32,17 +47,7 @@ class Craig(SubsetSettings):
     """
 
     def start(self, task: Task) -> Planner:
-        """Begin with the first selection.
-
-        Args:
-            task: Sizes and randomness of the run.
-
-        Returns:
-            A planner at step 0.
-
-        Raises:
-            ValueError: If the settings do not fit the task.
-        """
+        """Begin a run, see `Strategy.start`."""
         return SubsetPlanner(self, task, _pick, reads_inputs=False)
 
 

@@ -6,10 +6,18 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from crest.strategies.protocol import Examples, MiniBatch, Planner, Region, Task
+from crest.strategies.registry import register_strategy
 
 __all__ = ["Full"]
 
 
+@register_strategy(
+    "full",
+    line="The batches of the loader itself, all of them",
+    takes_all_steps=True,
+    is_baseline=True,
+    style=("#333333", "-"),
+)
 @dataclass(frozen=True)
 class Full:
     """Epochs exactly as the user's loader would give them, every weight 1.
@@ -21,14 +29,7 @@ class Full:
     keeps_user_order: ClassVar[bool] = True
 
     def start(self, task: Task) -> Planner:
-        """Begin the first epoch.
-
-        Args:
-            task: Gives the user's order.
-
-        Returns:
-            A planner at step 0.
-        """
+        """Begin a run, see `Strategy.start`."""
         return _FullPlanner(task)
 
 

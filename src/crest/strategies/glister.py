@@ -10,16 +10,33 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
+from crest.checks import ArgumentTypeError, check_fields, number, whole
 from crest.looking.gradients import LastLayerGradients
 from crest.randomness import preserved_order, seeded
 from crest.strategies.protocol import Examples, Planner, Task
+from crest.strategies.registry import Paper, register_strategy
 from crest.strategies.subsets import Share, SubsetPlanner, SubsetSettings
 
 __all__ = ["Glister"]
 
+_RULES = {"lr": number(0, above=True), "rounds": whole(1)}
+
 _ROUNDING = 1e-3  # of probabilities that are told from losses and errors in float32
 
 
+@register_strategy(
+    "glister",
+    line="The examples for each epoch that lower the loss on a held-out set most",
+    needs=("passes", "validation_loader", "lr"),
+    paper=Paper(
+        "GLISTER: Generalization based Data Subset Selection for Efficient and Robust Learning",
+        "Killamsetty, Sivasubramanian, Ramakrishnan, Iyer",
+        "AAAI",
+        2021,
+    ),
+    follows={"subset_fraction": "budget", "lr": "lr"},
+    is_baseline=True,
+)
 @dataclass(frozen=True)
 class Glister(SubsetSettings):
     """Pick greedily what lowers the validation loss most, looking one pass of training ahead.
@@ -46,8 +63,9 @@ class Glister(SubsetSettings):
     `subset_fraction`, `reselect_steps`, `per_class` and `keep_views` are those of `SubsetSettings`.
 
     Raises:
-        TypeError: If there is no validation loader, or it is over an iterable dataset.
-        ValueError: If a value is out of its range.
+        TypeError: If there is no validation loader, or it is over an iterable dataset; or if a
+            value is of a wrong kind.
+        ValueError: If one is out of its range.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -63,35 +81,21 @@ class Glister(SubsetSettings):
     def __post_init__(self, validation_loader: DataLoader[Any] | None) -> None:
         super().__post_init__()
         if not isinstance(validation_loader, DataLoader):
-            raise TypeError(
+            raise ArgumentTypeError(
                 "Glister needs a DataLoader over held-out examples; got "
                 f"{type(validation_loader).__name__}. Write Glister(validation_loader)."
             )
         if isinstance(validation_loader.dataset, IterableDataset):
-            raise TypeError(
+            raise ArgumentTypeError(
                 "the dataset of validation_loader must be map-style; got an IterableDataset, "
                 f"{type(validation_loader.dataset).__name__}. Load it into a list first."
             )
-        if not self.lr > 0:
-            raise ValueError(f"lr must be > 0; got {self.lr}.")
-        if self.rounds < 1:
-            raise ValueError(f"rounds must be >= 1; got {self.rounds}.")
+        check_fields(self, _RULES)
         # Not a field: a checkpoint stores and compares the settings, not the data.
         object.__setattr__(self, "validation_loader", validation_loader)
 
     def start(self, task: Task) -> Planner:
-        """Begin with the first selection.
-
-        Args:
-            task: Sizes and randomness of the run.
-
-        Returns:
-            A planner at step 0.
-
-        Raises:
-            ValueError: If the settings do not fit the task, or the validation set is empty or
-                shares examples with it.
-        """
+        """Begin a run, see `Strategy.start`; refuses validation examples that are trained on."""
         loader = cast("DataLoader[Any]", vars(self)["validation_loader"])
         # Should a sampler draw them, the same examples in every process.
         with seeded(0), preserved_order(loader):

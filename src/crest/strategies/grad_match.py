@@ -7,14 +7,32 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from crest.checks import boolean, check_fields, number
 from crest.looking.gradients import LastLayerGradients
 from crest.selection.matching_pursuit import matching_pursuit
 from crest.strategies.protocol import Examples, Planner, Task
+from crest.strategies.registry import Paper, register_strategy
 from crest.strategies.subsets import Share, SubsetPlanner, SubsetSettings
 
 __all__ = ["GradMatch"]
 
+_RULES = {"ridge": number(0, above=True), "match_scale": boolean()}
 
+
+@register_strategy(
+    "grad_match",
+    line="A weighted subset for each epoch whose gradient matches that of the data set",
+    needs=("passes",),
+    paper=Paper(
+        "GRAD-MATCH: Gradient Matching based Data Subset Selection for Efficient Deep Model "
+        "Training",
+        "Killamsetty, Sivasubramanian, Ramakrishnan, De, Iyer",
+        "ICML",
+        2021,
+    ),
+    follows={"subset_fraction": "budget"},
+    is_baseline=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class GradMatch(SubsetSettings):
     """Match the sum of all last-layer gradients by orthogonal matching pursuit.
@@ -31,7 +49,8 @@ class GradMatch(SubsetSettings):
     `subset_fraction`, `reselect_steps`, `per_class` and `keep_views` are those of `SubsetSettings`.
 
     Raises:
-        ValueError: If a value is out of its range.
+        TypeError: If a value is of a wrong kind.
+        ValueError: If one is out of its range.
 
     Example:
         >>> GradMatch(subset_fraction=0.2).ridge
@@ -43,21 +62,10 @@ class GradMatch(SubsetSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.ridge > 0:
-            raise ValueError(f"ridge must be > 0; got {self.ridge}.")
+        check_fields(self, _RULES)
 
     def start(self, task: Task) -> Planner:
-        """Begin with the first selection.
-
-        Args:
-            task: Sizes and randomness of the run.
-
-        Returns:
-            A planner at step 0.
-
-        Raises:
-            ValueError: If the settings do not fit the task.
-        """
+        """Begin a run, see `Strategy.start`."""
         return SubsetPlanner(self, task, self._pick)
 
     def _pick(

@@ -5,13 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from crest.checks import check_fields, optional, whole
 from crest.pool import Pool
-from crest.strategies.coresets import Features, default_subset_size, select_coresets
+from crest.strategies.coresets import FEATURES, Features, default_subset_size, select_coresets
 from crest.strategies.protocol import Examples, Planner, Region, Task
+from crest.strategies.registry import THIS_PAPER, register_strategy
 
 __all__ = ["GreedyMiniBatch"]
 
+_RULES = {"subset_size": optional(whole(1)), "features": FEATURES}
 
+
+@register_strategy(
+    "greedy",
+    line="A new coreset of a random subset for each step, nothing checked or excluded",
+    needs=("passes",),
+    paper=THIS_PAPER,
+    is_baseline=True,
+    style=("#009e73", "-."),
+)
 @dataclass(frozen=True)
 class GreedyMiniBatch:
     """Pick each mini-batch by facility location from a fresh random subset.
@@ -23,28 +35,18 @@ class GreedyMiniBatch:
         features: Gradients that are compared, as in `Crest`.
 
     Raises:
-        ValueError: If `features` is unknown.
+        TypeError: If a value is of a wrong kind.
+        ValueError: If one is out of its range.
     """
 
     subset_size: int | None = None
     features: Features = "weight"
 
     def __post_init__(self) -> None:
-        if self.features not in ("logits", "input", "weight"):
-            raise ValueError(f"features must be logits, input or weight; got {self.features!r}.")
+        check_fields(self, _RULES)
 
     def start(self, task: Task) -> Planner:
-        """Begin with all examples in play.
-
-        Args:
-            task: Sizes and randomness of the run.
-
-        Returns:
-            A planner at step 0.
-
-        Raises:
-            ValueError: If the settings do not fit the task.
-        """
+        """Begin a run, see `Strategy.start`."""
         return _GreedyPlanner(self, task)
 
 

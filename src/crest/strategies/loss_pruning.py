@@ -9,14 +9,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crest.checks import boolean, check_fields, number, optional, whole
 from crest.strategies.protocol import Examples, MiniBatch, Planner, Region, Task
+from crest.strategies.registry import Paper, register_strategy
 from crest.watching.memory import LastSeen
 
 __all__ = ["LossPruning"]
 
+_RULES = {
+    "prune_probability": number(
+        0, 1, below=True, hint="At 1 nothing would stand for what is left out."
+    ),
+    "num_steps": optional(whole(1, 10**15, ">= 1 and <= 10**15")),
+    "pruned_share": number(0, 1),
+    "match_scale": boolean(),
+}
+
 _EXAMPLES_AT_ONCE = 2048  # in memory, while losses are measured
 
 
+@register_strategy(
+    "loss_pruning",
+    line="Passes over the data that leave out some of what has a small loss (InfoBatch)",
+    needs=("losses",),
+    paper=Paper(
+        "InfoBatch: Lossless Training Speed Up by Unbiased Dynamic Data Pruning",
+        "Qin, Wang, Zheng, Gu, Peng, Xu, Zhou, Shang, Sun, Xie, You",
+        "ICLR",
+        2024,
+    ),
+    follows={"num_steps": "num_steps"},
+    is_baseline=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class LossPruning:
     """Pass over the data, leaving out some of what has a small loss, and let the rest count more.
@@ -42,7 +66,8 @@ class LossPruning:
             meaning where the number of steps is given.
 
     Raises:
-        ValueError: If a value is out of its range.
+        TypeError: If a value is of a wrong kind.
+        ValueError: If one is out of its range.
 
     Example:
         >>> LossPruning(num_steps=1000).prune_probability
@@ -55,28 +80,10 @@ class LossPruning:
     match_scale: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.prune_probability < 1:
-            raise ValueError(
-                f"prune_probability must be in [0, 1); got {self.prune_probability}. At 1 nothing "
-                "would stand for what is left out."
-            )
-        if self.num_steps is not None and self.num_steps < 1:
-            raise ValueError(f"num_steps must be >= 1 or None; got {self.num_steps}.")
-        if not 0 <= self.pruned_share <= 1:
-            raise ValueError(f"pruned_share must be in [0, 1]; got {self.pruned_share}.")
+        check_fields(self, _RULES)
 
     def start(self, task: Task) -> Planner:
-        """Begin with a whole pass.
-
-        Args:
-            task: Sizes and randomness of the run.
-
-        Returns:
-            A planner at step 0.
-
-        Raises:
-            ValueError: If the loader looks at a cheaper model or view.
-        """
+        """Begin a run, see `Strategy.start`."""
         task.refuse_cheaper_looks("LossPruning")
         return _PruningPlanner(self, task)
 

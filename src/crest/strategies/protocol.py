@@ -251,6 +251,7 @@ class Strategy(Protocol):
             A planner at step 0.
 
         Raises:
-            ValueError: If the settings do not fit the task.
+            ValueError: If the settings do not fit the task, or the loader looks at a cheaper model
+                or view that the strategy has no use for.
         """
         ...

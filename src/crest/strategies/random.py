@@ -1,4 +1,4 @@
-"""The honest baseline: random mini-batches under the same schedule."""
+"""The honest baseline: random mini-batches, under the same schedule or that of full training."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ from typing import Any
 import torch
 
 from crest.strategies.protocol import Examples, MiniBatch, Planner, Region, Task
+from crest.strategies.registry import THIS_PAPER, register_strategy
 
 __all__ = ["Random"]
 
 
+@register_strategy(
+    "random",
+    line="Random mini-batches under the same schedule",
+    is_baseline=True,
+    style=("#0072b2", "--"),
+)
 @dataclass(frozen=True)
 class Random:
     """Shuffled passes over the data, every weight 1.
@@ -21,15 +28,24 @@ class Random:
     """
 
     def start(self, task: Task) -> Planner:
-        """Begin the first pass.
-
-        Args:
-            task: Sizes and randomness of the run.
-
-        Returns:
-            A planner at step 0.
-        """
+        """Begin a run, see `Strategy.start`."""
         return _RandomPlanner(task)
+
+
+@register_strategy(
+    "sgd_dagger",
+    line="Random mini-batches under the schedule of full training, stopped at the budget",
+    paper=THIS_PAPER,
+    compresses_schedule=False,
+    is_baseline=True,
+)
+def random_that_stops_early() -> Random:
+    """Make `Random`, for the paper's SGD-dagger: what differs is the schedule of its run.
+
+    Returns:
+        The strategy.
+    """
+    return Random()
 
 
 class _RandomPlanner:

@@ -10,18 +10,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crest.checks import check_fields, optional, whole
 from crest.pool import Deck
 from crest.selection import facility_location
 from crest.strategies.coresets import resolve_num_candidates, split_subsets
 from crest.strategies.protocol import Examples, MiniBatch, Planner, Region, Task
+from crest.strategies.registry import register_strategy
 from crest.watching.memory import LastSeen
 
 __all__ = ["RememberedGradients"]
+
+_RULES = {"num_candidates": optional(whole(1))}
 
 _RANDOM_STEPS = 64  # planned at once: a loop that observes nothing hears of it soon
 _PATIENCE = 1.5  # passes until examples that were not observed are missed
 
 
+@register_strategy(
+    "remembered",
+    line="Coresets by the gradients that training has shown before, at no cost",
+    needs=("losses", "outputs"),
+    style=("#cc79a7", "-"),
+    unselected="it selects once every example was trained on, after a pass",
+)
 @dataclass(frozen=True)
 class RememberedGradients:
     """Pick each mini-batch by facility location on gradients that training has shown before.
@@ -46,6 +57,10 @@ class RememberedGradients:
     Args:
         num_candidates: r, in [m, n]. None: four mini-batches, or n if that is less.
 
+    Raises:
+        TypeError: If a value is of a wrong kind.
+        ValueError: If one is out of its range.
+
     Example:
         >>> RememberedGradients(num_candidates=512)
         RememberedGradients(num_candidates=512)
@@ -53,18 +68,11 @@ class RememberedGradients:
 
     num_candidates: int | None = None
 
+    def __post_init__(self) -> None:
+        check_fields(self, _RULES)
+
     def start(self, task: Task) -> Planner:
-        """Begin with a whole pass.
-
-        Args:
-            task: Sizes and randomness of the run.
-
-        Returns:
-            A planner at step 0.
-
-        Raises:
-            ValueError: If `num_candidates` does not fit the task.
-        """
+        """Begin a run, see `Strategy.start`."""
         r = resolve_num_candidates(self.num_candidates, task, batches=4)
         return _RememberingPlanner(task, r)
 

@@ -8,13 +8,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crest.checks import check_fields, number, optional, whole
 from crest.pool import Deck, systematic_sample
 from crest.strategies.coresets import resolve_num_candidates
 from crest.strategies.protocol import Examples, MiniBatch, Planner, Region, Task
+from crest.strategies.registry import Paper, register_strategy
 
 __all__ = ["SelectiveBackprop"]
 
+_RULES = {
+    "num_candidates": optional(whole(1)),
+    "exponent": number(0),
+    "uniform_share": number(
+        0, 1, above=True, hint="Without it the weight of an example has no bound."
+    ),
+}
 
+
+@register_strategy(
+    "selective_backprop",
+    line="Of many random candidates, those with a high loss",
+    needs=("passes",),
+    paper=Paper(
+        "Accelerating Deep Learning by Focusing on the Biggest Losers",
+        "Jiang, Wong, Zhou, Andersen, Dean, Ganger, Joshi, Kaminsky, Kozuch, Lipton, Pillai",
+        "arXiv",
+        2019,
+    ),
+    is_baseline=True,
+)
 @dataclass(frozen=True)
 class SelectiveBackprop:
     """Keep m of r random candidates, each with a probability that grows with its loss.
@@ -32,7 +54,8 @@ class SelectiveBackprop:
             exceeds its inverse.
 
     Raises:
-        ValueError: If a value is out of its range.
+        TypeError: If a value is of a wrong kind.
+        ValueError: If one is out of its range.
 
     Example:
         >>> SelectiveBackprop(num_candidates=512).exponent
@@ -44,27 +67,10 @@ class SelectiveBackprop:
     uniform_share: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.exponent < 0:
-            raise ValueError(f"exponent must be >= 0; got {self.exponent}.")
-        if not 0 < self.uniform_share <= 1:
-            raise ValueError(
-                f"uniform_share must be in (0, 1]; got {self.uniform_share}. Without it the weight "
-                "of an example has no bound."
-            )
+        check_fields(self, _RULES)
 
     def start(self, task: Task) -> Planner:
-        """Begin with all examples in play.
-
-        Args:
-            task: Sizes and randomness of the run.
-
-        Returns:
-            A planner at step 0.
-
-        Raises:
-            ValueError: If `num_candidates` does not fit the task, or the loader looks at a cheaper
-                model or view.
-        """
+        """Begin a run, see `Strategy.start`."""
         task.refuse_cheaper_looks("SelectiveBackprop")
         r = resolve_num_candidates(self.num_candidates, task, batches=3)
         return _SelectivePlanner(self, task, r)

@@ -11,11 +11,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from crest.checks import boolean, check_fields, many, number, optional
 from crest.looking.gradients import LastLayerGradients
 from crest.pool import UNKNOWN_CLASS, Deck
 from crest.strategies.protocol import Examples, MiniBatch, Region, Task
 
 __all__ = ["Pick", "Share", "SubsetPlanner", "SubsetSettings"]
+
+_RULES = {
+    "subset_fraction": number(
+        0,
+        1,
+        above=True,
+        text="in (0, 1], the share of examples to pick",
+        hint="Write 0.1 for 10 %.",
+    ),
+    "reselect_steps": optional(many()),
+    "per_class": optional(boolean()),
+    "keep_views": boolean(),
+}
 
 _EXAMPLES_AT_ONCE = 2048  # in memory, where views are not kept
 
@@ -55,7 +69,8 @@ class SubsetSettings:
             where the dataset draws nothing at random.
 
     Raises:
-        ValueError: If a value is out of its range.
+        TypeError: If a value is of a wrong kind.
+        ValueError: If one is out of its range.
     """
 
     subset_fraction: float = 0.1
@@ -64,13 +79,7 @@ class SubsetSettings:
     keep_views: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.subset_fraction <= 1:
-            raise ValueError(
-                "subset_fraction must be in (0, 1], the share of examples to pick; got "
-                f"{self.subset_fraction}. Write 0.1 for 10 %."
-            )
-        if self.reselect_steps is not None and self.reselect_steps < 1:
-            raise ValueError(f"reselect_steps must be >= 1 or None; got {self.reselect_steps}.")
+        check_fields(self, _RULES)
 
 
 # From the data set, the gradients of all its examples and its shares to example indices, (k,), and

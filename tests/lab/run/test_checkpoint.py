@@ -212,7 +212,7 @@ def test_a_folder_in_place_of_a_checkpoint_is_named(tmp_path):
         (lambda state: state["loader"].update(version=1), "must be of version 3; got 1"),
         (lambda state: state["model"].popitem(), "Missing key"),
         (lambda state: state.update(model=3), "dict"),
-        (lambda state: state.update(random=None), "None"),
+        (lambda state: state.update(cpu_random=None), "None"),
     ],
 )
 def test_a_state_of_something_else_is_told_with_its_file(data, tmp_path, change, fault):

@@ -7,9 +7,10 @@ import time
 import pytest
 import torch
 
+from crest import registered_strategies
 from crest.lab.run import diagnosis, training
 from crest.lab.run.diagnosis import DIAGNOSTICS
-from crest.lab.run.settings import STRATEGIES, RunSettings
+from crest.lab.run.settings import RunSettings
 from crest.lab.run.training import train
 
 # Coresets that are kept and checked, and examples that are left out.
@@ -60,7 +61,7 @@ def test_diagnostics_change_nothing_else(data, monkeypatch, strategy, network):
     assert list(watched["diagnostics"]) == list(DIAGNOSTICS)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", registered_strategies())
 def test_every_strategy_is_measured_at_the_steps_of_the_curve(data, strategy):
     record = train(make(strategy, evaluations=4), data, diagnostics=DIAGNOSTICS)
     assert json.loads(json.dumps(record)) == record

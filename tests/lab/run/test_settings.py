@@ -7,12 +7,7 @@ import pytest
 import crest
 from baselines import make_task
 from crest.lab.run.planning import DEFAULTS, plan_runs
-from crest.lab.run.settings import (
-    STRATEGIES,
-    VALIDATION_FRACTION,
-    RunSettings,
-    build_strategy,
-)
+from crest.lab.run.settings import VALIDATION_FRACTION, RunSettings, build_strategy
 
 
 def make(strategy="random", **changes):
@@ -41,8 +36,8 @@ def test_given_steps_replace_the_budget():
         ({"budget": 0.0}, r"budget must be in \(0, 1\], .*got 0.0"),
         ({"budget": 10.0}, r"budget must be in \(0, 1\].*0.1 for 10 %; got 10.0"),
         ({"budget": float("nan")}, "budget must be in"),
-        ({"seed": -1}, "seed must be >= 0; got -1"),
-        ({"epochs": 0}, "epochs must be >= 1; got 0"),
+        ({"seed": -1}, r"seed must be in \[0, 2\*\*63 - 2\]; got -1"),
+        ({"epochs": 0}, "epochs must be >= 1 and <= 1000000; got 0"),
         ({"batch_size": 0}, "batch_size must be >= 1"),
         ({"lr": 0.0}, "lr must be > 0"),
         ({"weight_decay": -1.0}, "weight_decay must be >= 0"),
@@ -86,7 +81,7 @@ def test_an_option_of_another_type_is_refused(option, value, wanted):
 
 def test_whole_numbers_and_lists_fit_where_they_should():
     strategy = build_strategy("crest", {"forward_price": 1, "betas": [0, 0.5], "subset_size": None})
-    assert (strategy.forward_price, strategy.betas) == (1, [0, 0.5])
+    assert (strategy.advanced.forward_price, strategy.betas) == (1, (0, 0.5))
 
 
 def test_a_record_holds_every_setting_and_survives_json():
@@ -108,10 +103,11 @@ def test_runs_are_planned_seed_by_seed_with_defaults_of_the_data():
 
 
 def test_an_option_goes_to_the_strategies_that_have_it():
-    plan = plan_runs("digits", list(STRATEGIES), [0], options={"coreset_multiplier": 2})
+    words = list(crest.registered_strategies())
+    plan = plan_runs("digits", words, [0], options={"coreset_multiplier": 2})
     options = {run.strategy: dict(run.strategy_options) for run in plan}
     given = {"coreset_multiplier": 2}
-    assert options == {name: {} for name in STRATEGIES} | {"crest": given, "crest_paper": given}
+    assert options == {word: {} for word in words} | {"crest": given, "crest_paper": given}
 
 
 def test_crest_paper_is_crest_with_the_settings_of_the_paper():

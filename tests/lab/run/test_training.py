@@ -11,7 +11,7 @@ import crest
 from crest.lab.data.views import ImageViews
 from crest.lab.run import training
 from crest.lab.run.learning_rate import learning_rate_factor
-from crest.lab.run.settings import STRATEGIES, RunSettings
+from crest.lab.run.settings import RunSettings
 from crest.lab.run.training import check, count_steps, train
 
 
@@ -26,7 +26,7 @@ def timeless(record):
     return record["steps"], record["cost"], record["updates"], curve
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", crest.registered_strategies())
 def test_a_run_takes_its_steps_and_gives_a_plain_record(data, strategy):
     steps = []
     record = train(make(strategy), data, on_step=steps.append)
@@ -49,7 +49,7 @@ def test_a_run_learns(data):
     assert train(make("full", epochs=20), data)["accuracy"] > 0.8  # chance is 0.33
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", crest.registered_strategies())
 def test_a_run_depends_on_its_seed_alone(data, strategy):
     one = train(make(strategy), data)
     torch.rand(7)

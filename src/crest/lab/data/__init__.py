@@ -1,1 +1,1 @@
-"""Data sets as arrays or texts, and their random views."""
+"""What is trained on: readers of files, data sets in memory, and their views."""

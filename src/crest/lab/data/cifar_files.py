@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from the official python version."""
+"""Reads CIFAR-10 and CIFAR-100 from the official python version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets by name."""
+"""All data sets by name, and which reader each takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST from idx files."""
+"""Reads MNIST and Fashion-MNIST from idx files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images and labels of a data set, as read from disk."""
+"""Images and labels of a data set in memory, as read from disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The user's own images, one folder per class."""
+"""Reads the user's own images, one folder per class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts and labels of a data set, as rows of token numbers."""
+"""Texts and labels of a data set in memory, as rows of token numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SNLI and SST-2 from local files."""
+"""Reads SNLI and SST-2 from local files."""
 
 from __future__ import annotations
 

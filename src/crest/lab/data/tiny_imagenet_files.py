@@ -1,4 +1,4 @@
-"""TinyImageNet from its own folder."""
+"""Reads TinyImageNet from its own folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Augmented views of images, a dataset for any DataLoader."""
+"""Augmented views of images: a dataset for any DataLoader."""
 
 from __future__ import annotations
 

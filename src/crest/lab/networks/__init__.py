@@ -1,1 +1,1 @@
-"""Networks by name, for images and for text."""
+"""What is trained: networks by name, for images and for text."""

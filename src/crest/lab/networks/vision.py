@@ -1,4 +1,4 @@
-"""Networks by name."""
+"""Networks for images, by name."""
 
 from __future__ import annotations
 

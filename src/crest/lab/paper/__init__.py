@@ -1,4 +1,4 @@
-"""Tables and figures of the paper: their runs, and the numbers that it printed."""
+"""What is shown: the paper's tables and figures, their runs, and the numbers that it printed."""
 
 from crest.lab.paper.items import ITEMS as ITEMS
 from crest.lab.paper.items import Item as Item

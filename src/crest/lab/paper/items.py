@@ -8,6 +8,9 @@ from typing import Any
 
 from crest.lab.paper.tasks import PaperTask
 from crest.lab.run.settings import RunSettings
+from crest.strategies import Craig, Crest, Full, Glister, GradMatch, GreedyMiniBatch, Random
+from crest.strategies.random import random_that_stops_early
+from crest.strategies.registry import find_strategy, word_of
 
 __all__ = ["ITEMS", "Item", "Variant"]
 
@@ -18,7 +21,7 @@ class Variant:
 
     Args:
         label: As the paper calls it.
-        strategy: One of `lab.run.settings.STRATEGIES`.
+        strategy: Its word.
         options: Fields of the strategy beside those that the task gives.
         budget: Share of the full steps.
         batch_multiplier: Times the m of the task.
@@ -44,15 +47,15 @@ class Variant:
         Returns:
             The settings.
         """
-        options: dict[str, Any] = {}
-        if self.strategy in ("crest_paper", "greedy"):
-            options = {"subset_size": round(task.subset_share * num_train), "features": "input"}
-        if self.strategy == "crest_paper":
-            options |= {
-                "error_threshold": task.error_threshold,
-                "interval_multiplier": task.interval_multiplier,
-                "curvature": task.curvature,
-            }
+        of_the_task: dict[str, Any] = {
+            "subset_size": round(task.subset_share * num_train),
+            "features": "input",
+            "error_threshold": task.error_threshold,
+            "interval_multiplier": task.interval_multiplier,
+            "curvature": task.curvature,
+        }
+        known = find_strategy(self.strategy).fields
+        options = {name: value for name, value in of_the_task.items() if name in known}
         return RunSettings(
             data=task.data,
             network=task.network,
@@ -89,21 +92,21 @@ class Item:
     trains: bool = True
 
 
-_FULL = Variant("Full", "full")
-_DAGGER = Variant("SGD-dagger", "sgd_dagger")
-_RANDOM = Variant("Random", "random")
-_CRAIG = Variant("CRAIG", "craig")
-_GRAD_MATCH = Variant("GradMatch", "grad_match")
-_GLISTER = Variant("GLISTER", "glister")
-_GREEDY = Variant("Greedy mini-batch", "greedy")
-_CREST = Variant("CREST", "crest_paper")
+_FULL = Variant("Full", word_of(Full))
+_DAGGER = Variant("SGD-dagger", word_of(random_that_stops_early))
+_RANDOM = Variant("Random", word_of(Random))
+_CRAIG = Variant("CRAIG", word_of(Craig))
+_GRAD_MATCH = Variant("GradMatch", word_of(GradMatch))
+_GLISTER = Variant("GLISTER", word_of(Glister))
+_GREEDY = Variant("Greedy mini-batch", word_of(GreedyMiniBatch))
+_CREST = Variant("CREST", word_of(Crest.paper))
 # As many steps as the others, so four times the budget: with a quarter of the steps, the printed
 # error of 4.0 %, below that of Random, could hardly be.
-_RANDOM_4 = Variant("Random, m x 4", "random", budget=0.4, batch_multiplier=4)
-_KEEPS_ALL = Variant("CREST w/o excluding", "crest_paper", {"exclusion_interval": None})
+_RANDOM_4 = Variant("Random, m x 4", _RANDOM.strategy, budget=0.4, batch_multiplier=4)
+_KEEPS_ALL = Variant("CREST w/o excluding", _CREST.strategy, {"exclusion_interval": None})
 _PARTS = (
-    Variant("CREST-first", "crest_paper", {"curvature": "none"}),
-    Variant("CREST w/o smooth", "crest_paper", {"betas": (0.0, 0.0)}),
+    Variant("CREST-first", _CREST.strategy, {"curvature": "none"}),
+    Variant("CREST w/o smooth", _CREST.strategy, {"betas": (0.0, 0.0)}),
     _KEEPS_ALL,
     _CREST,
 )

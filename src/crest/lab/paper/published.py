@@ -1,4 +1,4 @@
-"""Numbers that the paper printed, with their places, in percent as there."""
+"""Numbers and statements that the paper printed, with their places, in percent as there."""
 
 from __future__ import annotations
 

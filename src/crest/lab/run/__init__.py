@@ -1,1 +1,1 @@
-"""One training run, several of them, and their records."""
+"""What is done: one training run, several of them, and their records."""

@@ -15,10 +15,12 @@ from crest.lab.run.results import Results
 from crest.lab.run.settings import RunSettings
 from crest.lab.run.training import check, count_steps, train
 from crest.lab.run.under_way import UnderWay
+from crest.strategies import Random, registered_strategies
+from crest.strategies.registry import word_of
 
-__all__ = ["OURS", "Progress", "check_runs", "compare", "do_all", "lacks", "train_and_keep"]
+__all__ = ["Progress", "check_runs", "compare", "do_all", "lacks", "train_and_keep"]
 
-OURS = ("crest", "crest_paper", "remembered")  # whose seconds random batches are given
+_RANDOM = word_of(Random)  # whose steps are the measure of others
 
 _PATIENCE_SECONDS = 0.2  # between two looks whether another process is done with a run
 
@@ -70,8 +72,8 @@ def compare(
         results: Takes each record as soon as its run is finished.
         progress: Is told how far it is.
         time_matched: Add, for each seed, a run of random batches whose schedule is stretched to
-            the steps that random batches take in the seconds that CREST took (the first of
-            `"crest"`, `"crest_paper"` and `"remembered"` in the plan).
+            the steps that random batches take in the seconds that the first strategy of the plan
+            took that is no baseline.
         diagnostics: What else to measure, see `train`. A run whose record lacks one of them is
             trained again, and its record replaced.
 
@@ -86,9 +88,11 @@ def compare(
     check_diagnostics(diagnostics)
     if time_matched:
         planned = {settings.strategy for settings in plan}
-        if "random" not in planned or not planned & set(OURS):
+        if _RANDOM not in planned or all(settings.entry.is_baseline for settings in plan):
+            known = registered_strategies().values()
+            *others, last = [entry.word for entry in known if not entry.is_baseline]
             raise ValueError(
-                "equal time needs the strategies random and crest, crest_paper or remembered; "
+                f"equal time needs the strategies {_RANDOM} and {', '.join(others)} or {last}; "
                 f"the plan has {', '.join(sorted(planned))}."
             )
     keys = _run_all(plan, data, results, progress, diagnostics, raises=len(plan) == 1)
@@ -269,18 +273,18 @@ def _measured(record: dict[str, Any] | None) -> list[str]:
 def _plan_equal_time(
     plan: Sequence[RunSettings], data: LabelledData, results: Results
 ) -> list[RunSettings]:
-    """Stretch each random run to the seconds that CREST took with the same seed."""
+    """Stretch each random run to the seconds of the other strategy with the same seed."""
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for settings in plan:
         record = results.find(settings.to_record(data.fingerprint))
         if record is not None:
             found[settings.strategy, settings.seed] = record
-    matched = next(settings.strategy for settings in plan if settings.strategy in OURS)
+    matched = next(settings.strategy for settings in plan if not settings.entry.is_baseline)
     equal_time = []
     for settings in plan:
-        crest = found.get((matched, settings.seed))
-        random = found.get(("random", settings.seed))
-        if settings.strategy == "random" and crest and random:
-            steps = round(random["steps"] * crest["seconds"] / random["seconds"])
+        other = found.get((matched, settings.seed))
+        random = found.get((_RANDOM, settings.seed))
+        if settings.strategy == _RANDOM and other and random:
+            steps = round(random["steps"] * other["seconds"] / random["seconds"])
             equal_time.append(dataclasses.replace(settings, num_steps=max(steps, 1)))
     return equal_time

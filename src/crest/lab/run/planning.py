@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crest.checks import check_choice
 from crest.lab.data.datasets import DATASETS
-from crest.lab.run.settings import STRATEGIES, RunSettings
+from crest.lab.run.settings import RunSettings
+from crest.strategies.registry import find_strategy
 
 __all__ = ["DEFAULTS", "plan_runs"]
 
@@ -46,7 +46,7 @@ def plan_runs(
 
     Args:
         data: One of `lab.data.datasets.DATASETS`.
-        strategies: Of `lab.run.settings.STRATEGIES`.
+        strategies: Words of strategies, see `crest.registered_strategies`.
         seeds: Integers >= 0.
         options: Fields of strategies; each goes to the strategies that have it.
         **given: Other fields of `RunSettings`. None, or nothing, takes the default of the data set
@@ -65,8 +65,7 @@ def plan_runs(
     check_choice("data", data, DATASETS)
     known: dict[str, list[str]] = {}
     for strategy in strategies:
-        check_choice("strategy", strategy, STRATEGIES)
-        known[strategy] = [field.name for field in dataclasses.fields(STRATEGIES[strategy])]
+        known[strategy] = find_strategy(strategy).fields
     options = options or {}
     for option in options:
         together = {name for names in known.values() for name in names}

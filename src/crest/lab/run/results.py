@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from crest.lab.run.files import locked, remove_partial_files, replace_file
+from crest.strategies import Full
+from crest.strategies.registry import word_of
 
 __all__ = ["Results"]
+
+_FULL = word_of(Full)
 
 _KEYS = {
     *("strategy", "seed", "equal_time", "settings", "steps", "accuracy", "accuracy_gap"),
@@ -156,7 +160,7 @@ def _join(compressed: list[dict[str, Any]], added: list[dict[str, Any]]) -> list
 
 def _set_gaps(records: list[dict[str, Any]]) -> None:
     full = {
-        _task_key(record): record["accuracy"] for record in records if record["strategy"] == "full"
+        _task_key(record): record["accuracy"] for record in records if record["strategy"] == _FULL
     }
     for record in records:
         accuracy = full.get(_task_key(record))

@@ -1,4 +1,4 @@
-"""What defines a run."""
+"""What defines a run: its settings, checked, and the strategy that they make."""
 
 from __future__ import annotations
 
@@ -11,51 +11,32 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from crest.checks import check_choice
+from crest.checks import (
+    SEED,
+    boolean,
+    check_choice,
+    check_fields,
+    instance,
+    many,
+    number,
+    optional,
+    whole,
+)
 from crest.lab.data.datasets import DATASETS, TEXT_DATASETS
 from crest.lab.networks.text import TEXT_NETWORKS
 from crest.lab.networks.vision import NETWORKS
-from crest.strategies import (
-    AdaCore,
-    Craig,
-    Crest,
-    Full,
-    Glister,
-    GradMatch,
-    GreedyMiniBatch,
-    LossPruning,
-    Random,
-    RememberedGradients,
-    SelectiveBackprop,
-    Strategy,
-)
+from crest.options import flat_settings
+from crest.strategies import Strategy, StrategyEntry
+from crest.strategies.registry import find_strategy
 
 __all__ = [
     "AUTOCAST",
     "COMPILE_MODES",
     "OPTIMIZERS",
-    "STRATEGIES",
     "VALIDATION_FRACTION",
     "RunSettings",
     "build_strategy",
 ]
-
-# The schedule of "sgd_dagger" is that of full training, see `RunSettings.count_schedule_steps`.
-STRATEGIES: dict[str, type[Any]] = {
-    "crest": Crest,
-    "crest_paper": Crest,
-    "greedy": GreedyMiniBatch,
-    "craig": Craig,
-    "grad_match": GradMatch,
-    "glister": Glister,
-    "adacore": AdaCore,
-    "loss_pruning": LossPruning,
-    "selective_backprop": SelectiveBackprop,
-    "remembered": RememberedGradients,
-    "random": Random,
-    "sgd_dagger": Random,
-    "full": Full,
-}
 
 OPTIMIZERS = ("sgd", "adamw")
 
@@ -63,10 +44,25 @@ AUTOCAST = ("bfloat16",)  # float16 would need its losses scaled
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")  # of torch.compile
 
-VALIDATION_FRACTION = 0.1  # of the train images; glister looks at these and trains on the others
+# Of the train examples: a strategy that needs a validation loader trains on the others.
+VALIDATION_FRACTION = 0.1
 
-# Fields of a strategy that are those of the run, unless an option says otherwise.
-_FOLLOWED = {"subset_fraction": "budget", "lr": "lr"}
+
+_RULES = {
+    "seed": SEED,
+    "budget": number(0, 1, above=True, text="in (0, 1], the share of steps; write 0.1 for 10 %"),
+    "epochs": many(),
+    "batch_size": many(),
+    "lr": number(0, above=True),
+    "weight_decay": number(0),
+    "momentum": number(0, 1, below=True),
+    "augment": boolean(),
+    "evaluations": many(),
+    "device": instance(str, text="a word"),
+    "threads": whole(1, 2**15, text=">= 1 and <= 32768"),
+    "strategy_options": instance(Mapping, text="a mapping of fields to values"),
+    "num_steps": optional(whole(1, 10**15, ">= 1 and <= 10**15")),
+}
 
 
 @dataclass(frozen=True)
@@ -77,9 +73,9 @@ class RunSettings:
         data: One of `lab.data.datasets.DATASETS`.
         network: One of `lab.networks.vision.NETWORKS`, or for text of
             `lab.networks.text.TEXT_NETWORKS`.
-        strategy: One of `STRATEGIES`.
+        strategy: Word of a strategy, see `crest.registered_strategies`.
         seed: Of the first weights, the order and the views, >= 0.
-        budget: Share of the full steps, in (0, 1]; `"full"` always takes them all.
+        budget: Share of the full steps, in (0, 1]; some strategies always take them all.
         epochs: Epochs of full training, >= 1.
         batch_size: m, >= 1.
         lr: Peak learning rate, > 0.
@@ -99,6 +95,7 @@ class RunSettings:
             `"reduce-overhead"` takes CUDA graphs on a GPU. None: not compiled.
 
     Raises:
+        TypeError: If a value is of a wrong kind.
         ValueError: If a name is unknown or a value out of its range.
     """
 
@@ -123,6 +120,7 @@ class RunSettings:
     compile: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, _RULES)
         check_choice("data", self.data, DATASETS)
         check_choice(
             "network", self.network, TEXT_NETWORKS if self.data in TEXT_DATASETS else [*NETWORKS]
@@ -132,25 +130,21 @@ class RunSettings:
             check_choice("autocast", self.autocast, AUTOCAST)
         if self.compile is not None:
             check_choice("compile", self.compile, COMPILE_MODES)
-        check_choice("strategy", self.strategy, STRATEGIES)
-        rules = [
-            ("seed", self.seed >= 0, ">= 0"),
-            ("budget", 0 < self.budget <= 1, "in (0, 1], the share of steps; write 0.1 for 10 %"),
-            ("epochs", self.epochs >= 1, ">= 1"),
-            ("batch_size", self.batch_size >= 1, ">= 1"),
-            ("lr", self.lr > 0, "> 0"),
-            ("weight_decay", self.weight_decay >= 0, ">= 0"),
-            ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
-            ("evaluations", self.evaluations >= 1, ">= 1"),
-            ("threads", self.threads >= 1, ">= 1"),
-            ("num_steps", self.num_steps is None or self.num_steps >= 1, ">= 1"),
-        ]
-        for name, holds, rule in rules:
-            if not holds:
-                raise ValueError(f"{name} must be {rule}; got {getattr(self, name)}.")
-        if self.strategy == "full":
+        entry = self.entry
+        try:
+            torch.device(self.device)
+        except RuntimeError:
+            raise ValueError(
+                f'device must be "cpu", "cuda" or the like; got {self.device!r}.'
+            ) from None
+        if entry.takes_all_steps:
             object.__setattr__(self, "budget", 1.0)
         self.make_strategy()
+
+    @property
+    def entry(self) -> StrategyEntry:
+        """What is known of the strategy."""
+        return find_strategy(self.strategy)
 
     def count_steps(self, steps_per_epoch: int) -> int:
         """Compute N, the steps that the whole schedule is compressed into.
@@ -172,11 +166,11 @@ class RunSettings:
             steps_per_epoch: Of full training.
 
         Returns:
-            N, but for `"sgd_dagger"` the full steps: its run stops before the schedule ends.
+            N, or the full steps for a strategy whose run stops before the schedule ends.
         """
-        if self.strategy == "sgd_dagger":
-            return self.epochs * steps_per_epoch
-        return self.count_steps(steps_per_epoch)
+        if self.entry.compresses_schedule:
+            return self.count_steps(steps_per_epoch)
+        return self.epochs * steps_per_epoch
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
@@ -186,22 +180,18 @@ class RunSettings:
     def make_strategy(
         self, *, validation_loader: DataLoader[Any] | None = None, num_steps: int | None = None
     ) -> Strategy:
-        """Make the strategy of the run, which takes its budget and learning rate if it has such.
+        """Make the strategy of the run, some of whose fields follow the run.
 
         Args:
-            validation_loader: Held-out images for `"glister"`.
-            num_steps: N, once it is known, for `"loss_pruning"`.
+            validation_loader: Held-out examples, for a strategy that needs them.
+            num_steps: N, once it is known.
 
         Returns:
             The strategy.
         """
-        run = {field: getattr(self, name) for field, name in _FOLLOWED.items()}
-        run["num_steps"] = num_steps
-        known = {field.name for field in dataclasses.fields(STRATEGIES[self.strategy])}
-        options = {name: value for name, value in run.items() if name in known}
-        return build_strategy(
-            self.strategy, options | dict(self.strategy_options), validation_loader
-        )
+        run = {"budget": self.budget, "lr": self.lr, "num_steps": num_steps}
+        options = self.entry.followed(run) | dict(self.strategy_options)
+        return build_strategy(self.strategy, options, validation_loader)
 
     def to_record(self, fingerprint: str) -> dict[str, Any]:
         """List everything that makes two runs the same run.
@@ -210,15 +200,16 @@ class RunSettings:
             fingerprint: Of the data, `ImageData.fingerprint`.
 
         Returns:
-            Primitives, with every field of the strategy in place of `strategy_options`; for
-            `"glister"` also the share of the train images that is held out.
+            Primitives, with every field of the strategy in place of `strategy_options`; where it
+            needs a validation loader also the share of the train examples that is held out.
         """
         record = dataclasses.asdict(self)
         del record["strategy_options"]
-        fields = dataclasses.asdict(self.make_strategy())  # type: ignore[call-overload]
-        if fields.get("num_steps", 0) is None:
-            del fields["num_steps"]  # N, which follows from the rest and the data
-        if self.strategy == "glister":
+        fields = flat_settings(self.make_strategy())
+        for name, followed in self.entry.follows.items():
+            if followed == "num_steps" and fields[name] is None:
+                del fields[name]  # N, which follows from the rest and the data
+        if self.entry.needs_validation:
             fields["validation_fraction"] = VALIDATION_FRACTION
         # As JSON gives it back: lists for tuples.
         record["strategy_settings"] = {
@@ -234,10 +225,10 @@ def build_strategy(
     """Make a strategy.
 
     Args:
-        name: One of `STRATEGIES`.
+        name: Word of the strategy, see `crest.registered_strategies`.
         options: Fields that differ from the strategy's defaults.
-        validation_loader: Held-out images for `"glister"`. Without it, settings are checked but
-            the strategy cannot start.
+        validation_loader: Held-out examples, if the strategy needs them. Without, settings are
+            checked but the strategy cannot start.
 
     Returns:
         The strategy.
@@ -249,9 +240,9 @@ def build_strategy(
         >>> build_strategy("greedy", {"subset_size": 500})
         GreedyMiniBatch(subset_size=500, features='weight')
     """
-    check_choice("strategy", name, STRATEGIES)
-    known = [field.name for field in dataclasses.fields(STRATEGIES[name])]
-    hints = typing.get_type_hints(STRATEGIES[name])
+    entry = find_strategy(name)
+    hints = entry.option_types
+    known = list(hints)
     for option, value in options.items():
         if not known:
             raise ValueError(f"{name} must go without options, it has none; got {option!r}.")
@@ -261,12 +252,10 @@ def build_strategy(
             wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
             raise ValueError(f"{option} must be of type {wanted}; got {value!r}.")
     held_out = {}
-    if STRATEGIES[name] is Glister:
+    if entry.needs_validation:
         empty: DataLoader[Any] = DataLoader(TensorDataset(torch.empty(0)))
         held_out["validation_loader"] = empty if validation_loader is None else validation_loader
-    make = Crest.paper if name == "crest_paper" else STRATEGIES[name]
-    strategy: Strategy = make(**options, **held_out)
-    return strategy
+    return entry.with_options(options, **held_out)
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -24,8 +24,8 @@ from crest.lab.data.protocol import LabelledData, Views
 from crest.lab.run.checkpoint import Checkpoint, Paused
 from crest.lab.run.clock import Clock
 from crest.lab.run.diagnosis import Diagnosis, check_diagnostics, evenly_spaced
+from crest.lab.run.freed_memory import keep_freed_memory
 from crest.lab.run.learning_rate import learning_rate_factor
-from crest.lab.run.memory import keep_freed_memory
 from crest.lab.run.settings import VALIDATION_FRACTION, RunSettings
 
 __all__ = ["check", "count_steps", "train"]
@@ -169,9 +169,7 @@ def _train(
         "history": loader.history.to_dict(),
         "diagnostics": diagnosis.to_record(),
         "versions": {
-            "crest": crest.__version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
+            **{module.__name__: module.__version__ for module in (crest, torch, np)},
             "python": platform.python_version(),
         },
         "machine": _machine(device),
@@ -227,7 +225,7 @@ def _make_loader(
     dataset = cast(Dataset[Any], views)
     generator = torch.Generator().manual_seed(settings.seed)
     validation_loader = None
-    if settings.strategy == "glister":
+    if settings.entry.needs_validation:
         held_out, trained = _split(settings, len(views))
         clean = cast(Dataset[Any], data.make_views(settings.device, augment=False))
         validation_loader = DataLoader(Subset(clean, held_out), batch_size=settings.batch_size)
@@ -255,7 +253,7 @@ def _make_loader(
 
 def _split(settings: RunSettings, n: int) -> tuple[list[int], list[int]]:
     """Divide the train examples into those held out and those trained on."""
-    if settings.strategy != "glister":
+    if not settings.entry.needs_validation:
         return [], list(range(n))
     order = torch.randperm(n, generator=torch.Generator().manual_seed(settings.seed)).tolist()
     num_held_out = max(round(VALIDATION_FRACTION * n), 1)
@@ -392,7 +390,7 @@ class _Run:
             "records": self.loader.history.records,  # all; the loader keeps the newest
             "diagnosis": self.diagnosis.state_dict(),
             "order": self.order.get_state(),
-            "random": torch.get_rng_state(),
+            "cpu_random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state(self.device) if on_cuda else None,
         }
 
@@ -406,7 +404,7 @@ class _Run:
         self.loader.history.records = state["records"]
         self.diagnosis.load_state_dict(state["diagnosis"])
         self.order.set_state(state["order"])
-        torch.set_rng_state(state["random"])
+        torch.set_rng_state(state["cpu_random"])
         if state["cuda_random"] is not None:
             torch.cuda.set_rng_state(state["cuda_random"], self.device)
         seconds: float = state["seconds"]

@@ -53,7 +53,7 @@ class CrestPlanner:
                 f"num_candidates must be in [{self._subset_size}, {n}], subset_size to the number "
                 f"of examples; got {drawn}."
             )
-        min_pool = settings.min_pool
+        min_pool = settings.advanced.min_pool
         if min_pool is None:
             min_pool = max(drawn, math.ceil(0.1 * n))
         if not drawn <= min_pool <= n:
@@ -61,9 +61,9 @@ class CrestPlanner:
                 f"min_pool must be in [{drawn}, {n}], what a round draws to the number of "
                 f"examples; got {min_pool}."
             )
-        if settings.stratify and task.labels is None:
+        if settings.advanced.stratify and task.labels is None:
             raise ValueError("stratify=True needs the class of each example; pass labels=.")
-        self._check_size = settings.check_size or (
+        self._check_size = settings.advanced.check_size or (
             task.batch_size if settings.paired_check else self._subset_size
         )
         if not self._check_size <= drawn:
@@ -151,8 +151,8 @@ class CrestPlanner:
         return AdaptiveSchedule(
             settings.interval_multiplier,
             settings.coreset_multiplier,
-            settings.max_check_interval,
-            settings.max_coresets,
+            settings.advanced.max_check_interval,
+            settings.advanced.max_coresets,
         )
 
     def _begin_anew_with_other_parameters(self, examples: Examples) -> None:
@@ -207,7 +207,7 @@ class CrestPlanner:
                 self._region_length(),
                 self._task.batch_size,
                 spent + self._model_passes,
-                self._settings.forward_price,
+                self._settings.advanced.forward_price,
             ),
         }
         if self._settings.switch_off and record["worth"] < record["price"]:
@@ -240,7 +240,7 @@ class CrestPlanner:
 
     def _random_batches(self) -> list[MiniBatch]:
         """Draw random mini-batches until the next probe."""
-        count = self._settings.probe_interval * self._backoff * self._task.batches_per_step
+        count = self._settings.advanced.probe_interval * self._backoff * self._task.batches_per_step
         self._backoff = min(2 * self._backoff, _MAX_BACKOFF)
         return self._random_passes.draw(count)
 
@@ -250,7 +250,7 @@ class CrestPlanner:
             return QuadraticModel(loss, torch.empty(0), torch.empty(0))  # nobody will ask it
         parameters = self._modelled = examples.parameters(self._scope)
         self._anchor = flatten(parameters)
-        num_probes = 0 if self._settings.curvature == "none" else self._settings.num_probes
+        num_probes = 0 if self._settings.curvature == "none" else self._settings.advanced.num_probes
         probes = rademacher_probes(parameters, num_probes, self._task.generator)
         coresets = self._coresets[: self._settings.curvature_coresets]
         gradient: Tensor | float = 0.0
@@ -293,7 +293,7 @@ class CrestPlanner:
 
     @property
     def _strata(self) -> Tensor | None:
-        return self._task.labels if self._settings.stratify else None
+        return self._task.labels if self._settings.advanced.stratify else None
 
     def _watch(self, indices: Tensor, losses: Tensor) -> None:
         if self._learned is not None:

@@ -2,16 +2,77 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from crest.strategies.coresets import Features
+from crest.checks import (
+    boolean,
+    check_fields,
+    instance,
+    many,
+    number,
+    one_of,
+    optional,
+    pair,
+    whole,
+    word_or,
+)
+from crest.strategies.coresets import FEATURES, Features
 from crest.strategies.crest.planner import CrestPlanner
 from crest.strategies.protocol import Planner, Task
+from crest.strategies.registry import THIS_PAPER, register_strategy
 
-__all__ = ["Crest"]
+__all__ = ["Crest", "CrestAdvanced"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class CrestAdvanced:
+    """Settings of `Crest` that there is rarely a reason to change: its bounds, and its own prices.
+
+    Args:
+        check_size: Examples in the check subset V_r, >= 1. None: m if paired, else r.
+        num_probes: Rademacher probes for Eq. (7), >= 1.
+        max_check_interval: Upper bound of T_1, in steps.
+        max_coresets: Upper bound of P.
+        min_pool: Exclusion stops at this many examples, in [r, n]. None: a tenth of the data set,
+            at least what a round draws.
+        stratify: Draw random subsets with every class in proportion; needs labels.
+        probe_interval: Steps of random mini-batches before selection is tried again, >= 1.
+        forward_price: Time of one observed example over that of one example in a training step,
+            > 0, what `switch_off` weighs passes by; `history.forward_price` tells what it was on
+            your machine. A setting, not measured on the way, so that a seed always gives the same
+            run. 1/3 where the backward pass costs two forward passes.
+
+    Raises:
+        TypeError: If a field is of a wrong kind.
+        ValueError: If one is out of its range.
+
+    Example:
+        >>> Crest(advanced=CrestAdvanced(num_probes=4)).advanced.max_coresets
+        50
+    """
+
+    check_size: int | None = None
+    num_probes: int = 1
+    max_check_interval: int = 100
+    max_coresets: int = 50
+    min_pool: int | None = None
+    stratify: bool = False
+    probe_interval: int = 50
+    forward_price: float = 1 / 3
+
+    def __post_init__(self) -> None:
+        check_fields(self, _ADVANCED_RULES)
+
+
+@register_strategy(
+    "crest",
+    line="CREST at the lowest cost: coresets of random subsets, random batches where none pay",
+    needs=("passes",),
+    paper=THIS_PAPER,
+    style=("#d55e00", "-"),
+    unselected="coresets did not pay there (--option switch_off=False keeps it selecting)",
+)
 @dataclass(frozen=True)
 class Crest:
     """CREST, Algorithm 1 of the paper, at the lowest cost that was found to lose nothing.
@@ -38,7 +99,6 @@ class Crest:
             round's own candidates, so that rho does not contain the sampling noise of two subsets
             (about 4.5 % for r = 500, enough to trip tau = 0.05). Those that were also trained on
             make the change of the loss look somewhat larger. False draws a fresh V_r, as the paper.
-        check_size: Examples in the check subset V_r, >= 1. None: m if paired, else r.
         interval_multiplier: h > 0 in T_1 = h ||H_0|| / ||H_t||. The paper takes 1 for CIFAR-10 and
             TinyImageNet, 10 for CIFAR-100, 4 for SNLI. T_1 is 1 in the first round.
         exclusion_interval: T_2 >= 1, steps in a window of loss watching. The paper takes 20. None:
@@ -51,27 +111,19 @@ class Crest:
         curvature: Parameters of the quadratic model: `"trainable"`, or `"head"` for the last layer
             alone (the paper's choice for RoBERTa), or `"none"` for a linear model of the trainable
             ones (the paper's CREST-FIRST, without the second derivative; T_1 is then h).
-        num_probes: Rademacher probes for Eq. (7), >= 1.
         curvature_coresets: Coresets that the quadratic model is fitted to, >= 1. None: all P.
-        max_check_interval: Upper bound of T_1, in steps.
-        max_coresets: Upper bound of P.
-        min_pool: Exclusion stops at this many examples, in [r, n]. None: a tenth of the data set,
-            at least what a round draws.
-        stratify: Draw random subsets with every class in proportion; needs labels.
         select_until: Optimizer steps, >= 1, from which on mini-batches are random and nothing is
             observed, such as the step where the learning rate drops. None: to the end of the run.
         switch_off: Whether to train on random mini-batches where selection does not pay: where the
             gradient error that was measured at the last layer is not worth the passes it took.
-            Selection is then tried again every `probe_interval` steps, and less often the more
-            often it fails.
-        probe_interval: Steps of random mini-batches before selection is tried again, >= 1.
-        forward_price: Time of one observed example over that of one example in a training step,
-            > 0, what `switch_off` weighs passes by; `history.forward_price` tells what it was on
-            your machine. A setting, not measured on the way, so that a seed always gives the same
-            run. 1/3 where the backward pass costs two forward passes.
+            Selection is then tried again every `advanced.probe_interval` steps, and less often the
+            more often it fails.
+        advanced: Bounds and prices that there is rarely a reason to change, see
+            `crest.CrestAdvanced`.
 
     Raises:
-        ValueError: If a value is out of its range, or two contradict each other.
+        TypeError: If a value is of a wrong kind.
+        ValueError: If one is out of its range, or two contradict each other.
 
     Example:
         >>> Crest(error_threshold=0.05, curvature="head", interval_multiplier=4.0).switch_off
@@ -83,26 +135,24 @@ class Crest:
     coreset_multiplier: float = 1
     error_threshold: float | Literal["auto"] = 0.0
     paired_check: bool = True
-    check_size: int | None = None
     interval_multiplier: float = 1.0
     exclusion_interval: int | None = None
     loss_threshold: float = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
     features: Features = "weight"
     curvature: Literal["trainable", "head", "none"] = "none"
-    num_probes: int = 1
     curvature_coresets: int | None = 1
-    max_check_interval: int = 100
-    max_coresets: int = 50
-    min_pool: int | None = None
-    stratify: bool = False
     select_until: int | None = None
     switch_off: bool = True
-    probe_interval: int = 50
-    forward_price: float = 1 / 3
+    advanced: CrestAdvanced = field(default_factory=CrestAdvanced)
 
     def __post_init__(self) -> None:
-        _check_ranges(self)
+        check_fields(self, _RULES)
+        if self.num_candidates is not None and self.num_candidates < (self.subset_size or 1):
+            raise ValueError(
+                f"num_candidates must be at least subset_size, {self.subset_size}; got "
+                f"{self.num_candidates}."
+            )
 
     @classmethod
     def paper(cls, **changes: Any) -> Crest:
@@ -137,67 +187,44 @@ class Crest:
         return self.curvature == "none" and self.error_threshold == 0
 
     def start(self, task: Task) -> Planner:
-        """Begin Algorithm 1 with all examples in play.
-
-        Args:
-            task: Sizes, labels and randomness of the run.
-
-        Returns:
-            A planner at step 0.
-
-        Raises:
-            ValueError: If the settings do not fit the task.
-        """
+        """Begin a run, see `Strategy.start`."""
         return CrestPlanner(self, task)
 
 
-def _is_threshold(value: object) -> bool:
-    return value == "auto" or (isinstance(value, (int, float)) and value >= 0)
+register_strategy(
+    "crest_paper",
+    line="CREST as published: coresets of random subsets, kept while a quadratic model holds",
+    needs=("passes",),
+    paper=THIS_PAPER,
+    style=("#e69f00", "-"),
+)(Crest.paper)
 
 
-def _check_ranges(settings: Crest) -> None:
-    """Refuse settings out of range, naming the field."""
-    rules: list[tuple[str, bool, str]] = [
-        ("subset_size", settings.subset_size is None or settings.subset_size >= 1, ">= 1"),
-        ("coreset_multiplier", settings.coreset_multiplier > 0, "> 0"),
-        ("error_threshold", _is_threshold(settings.error_threshold), '>= 0 or "auto"'),
-        ("interval_multiplier", settings.interval_multiplier > 0, "> 0"),
-        (
-            "exclusion_interval",
-            settings.exclusion_interval is None or settings.exclusion_interval >= 1,
-            ">= 1 or None",
-        ),
-        ("loss_threshold", settings.loss_threshold >= 0, ">= 0"),
-        ("betas", all(0 <= beta < 1 for beta in settings.betas), "two values in [0, 1)"),
-        ("features", settings.features in ("logits", "input", "weight"), "logits, input or weight"),
-        (
-            "curvature",
-            settings.curvature in ("trainable", "head", "none"),
-            "trainable, head or none",
-        ),
-        ("num_probes", settings.num_probes >= 1, ">= 1"),
-        (
-            "curvature_coresets",
-            settings.curvature_coresets is None or settings.curvature_coresets >= 1,
-            ">= 1 or None",
-        ),
-        ("max_check_interval", settings.max_check_interval >= 1, ">= 1"),
-        ("max_coresets", settings.max_coresets >= 1, ">= 1"),
-        ("check_size", settings.check_size is None or settings.check_size >= 1, ">= 1 or None"),
-        (
-            "select_until",
-            settings.select_until is None or settings.select_until >= 1,
-            ">= 1 or None",
-        ),
-        ("probe_interval", settings.probe_interval >= 1, ">= 1"),
-        ("forward_price", settings.forward_price > 0, "> 0"),
-        (
-            "num_candidates",
-            settings.num_candidates is None
-            or settings.num_candidates >= (settings.subset_size or 1),
-            "at least subset_size",
-        ),
-    ]
-    for name, holds, rule in rules:
-        if not holds:
-            raise ValueError(f"{name} must be {rule}; got {getattr(settings, name)!r}.")
+_ADVANCED_RULES = {
+    "check_size": optional(whole(1)),
+    "num_probes": many(),
+    "max_check_interval": many(),
+    "max_coresets": many(),
+    "min_pool": optional(whole(1)),
+    "stratify": boolean(),
+    "probe_interval": many(),
+    "forward_price": number(0, above=True),
+}
+
+_RULES = {
+    "subset_size": optional(whole(1)),
+    "num_candidates": optional(whole(1)),
+    "coreset_multiplier": number(0, above=True),
+    "error_threshold": word_or("auto", number(0)),
+    "paired_check": boolean(),
+    "interval_multiplier": number(0, above=True),
+    "exclusion_interval": optional(whole(1)),
+    "loss_threshold": number(0),
+    "betas": pair(number(0, 1, below=True)),
+    "features": FEATURES,
+    "curvature": one_of("trainable", "head", "none"),
+    "curvature_coresets": optional(whole(1)),
+    "select_until": optional(whole(1)),
+    "switch_off": boolean(),
+    "advanced": instance(CrestAdvanced, text="a crest.CrestAdvanced"),
+}

@@ -3,32 +3,32 @@
 import pytest
 from PIL import Image
 
-from crest.lab.run.settings import STRATEGIES
-from crest.report import plot
-from crest.report.plot import plot_comparison
+from crest import registered_strategies
+from crest.report import comparison_figure
+from crest.report.comparison_figure import plot_comparison
+
+WORDS = list(registered_strategies())
 
 
 def test_the_figure_is_a_picture_with_both_panels(make_record, tmp_path, monkeypatch):
     drawn, styles = [], set()
-    draw = plot._draw
+    draw = comparison_figure._draw
 
     def spy(panel, name, records, key, style):
         drawn.append((name, key))
         styles.add((name, style))
         draw(panel, name, records, key, style)
 
-    monkeypatch.setattr(plot, "_draw", spy)
+    monkeypatch.setattr(comparison_figure, "_draw", spy)
     path = tmp_path / "comparison.png"
     records = [
         make_record(strategy, seed=seed, accuracy=0.5 + seed / 10)
         for seed in (0, 1)
-        for strategy in STRATEGIES
+        for strategy in WORDS
     ]
     plot_comparison(records, path)
-    assert sorted(drawn) == sorted(
-        (name, key) for name in STRATEGIES for key in ("step", "seconds")
-    )
-    assert len(styles) == len({style for _, style in styles}) == len(STRATEGIES)
+    assert sorted(drawn) == sorted((name, key) for name in WORDS for key in ("step", "seconds"))
+    assert len(styles) == len({style for _, style in styles}) == len(WORDS)
     with Image.open(path) as image:
         image.load()
         assert image.width > 1.5 * image.height

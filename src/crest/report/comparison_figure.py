@@ -1,4 +1,4 @@
-"""The figure of a comparison."""
+"""The figure of a comparison: accuracy against steps and seconds."""
 
 from __future__ import annotations
 
@@ -11,20 +11,14 @@ from typing import Any
 
 from crest.lab.optional import require
 from crest.lab.run.files import replace_file
-from crest.report.summary import group
+from crest.report.summary import RANDOM_AT_EQUAL_TIME, group
+from crest.strategies import registered_strategies
 
 __all__ = ["log_axis", "plot_comparison", "write_figure"]
 
-# Told apart by colour-blind readers, and by line style in grey print.
-_STYLES = {
-    "crest": ("#d55e00", "-"),
-    "crest_paper": ("#e69f00", "-"),
-    "greedy": ("#009e73", "-."),
-    "random": ("#0072b2", "--"),
-    "random, equal time": ("#56b4e9", ":"),
-    "full": ("#333333", "-"),
-    "remembered": ("#cc79a7", "-"),
-}
+# Told apart by colour-blind readers, and by line style in grey print, as those that strategies
+# register with.
+_EQUAL_TIME = ("#56b4e9", ":")
 _OTHERS = [  # taken in turn
     (colour, line)
     for line in ("--", ":")
@@ -48,11 +42,13 @@ def plot_comparison(records: Iterable[dict[str, Any]], path: str | Path) -> None
     figure_module = require("matplotlib.figure", "the figure")
     figure = figure_module.Figure(figsize=(10, 4.2), layout="constrained")
     groups = group(records)
+    styles = {word: entry.style for word, entry in registered_strategies().items()}
+    styles[RANDOM_AT_EQUAL_TIME] = _EQUAL_TIME
     panels = figure.subplots(1, 2, sharey=True)
     for panel, key, label in zip(panels, ("step", "seconds"), ("steps", "seconds"), strict=True):
         others = itertools.cycle(_OTHERS)
         for marker, (name, some) in zip(itertools.cycle(_MARKERS), groups.items(), strict=False):
-            style = _STYLES[name] if name in _STYLES else next(others)
+            style = styles.get(name) or next(others)
             _draw(panel, name, some, key, (*style, marker))
         log_axis(panel)
         panel.set_xlabel(label)

@@ -1,4 +1,4 @@
-"""How the C library treats memory that training gives back at every step."""
+"""How the C library treats memory that a step of training frees."""
 
 from __future__ import annotations
 

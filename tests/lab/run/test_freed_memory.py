@@ -5,7 +5,7 @@ import platform
 import pytest
 import torch
 
-from crest.lab.run.memory import keep_freed_memory
+from crest.lab.run.freed_memory import keep_freed_memory
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc, whose mallopt it is")
