@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from crest.strategies import registered_strategies
+
 SCRIPT = Path(__file__).parents[3] / "benchmarks" / "kill.py"
 
 
@@ -22,4 +24,4 @@ def test_a_comparison_of_all_strategies_outlives_kills_at_random_moments():
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
     assert "nothing lost" in run.stdout
-    assert "13 records, 13 expected" in run.stdout
+    assert f"{len(registered_strategies())} records" in run.stdout
