@@ -32,7 +32,9 @@ def train(until=None, checkpoint=None):
             crest.weighted_mean(CRITERION(model(x), y), weights).backward()
             optimizer.step()
             done += 1
-            if done == until:  # in a loop of your own: every few minutes, into a file
+            # In a loop of your own: every few minutes, into a file; and after Ctrl-C, if a signal
+            # handler sets a flag, as an exception may come in the midst of a step.
+            if done == until:
                 states = {name: part.state_dict() for name, part in parts.items()}
                 file = io.BytesIO()
                 torch.save({**states, "epoch": epoch, "done": done}, file)

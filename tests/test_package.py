@@ -12,7 +12,7 @@ import crest
 
 SOURCE = Path(crest.__file__).parent
 
-FLOOR = ["checks", "data_checks", "passes", "randomness", "containers", "items"]
+FLOOR = ["checks", "data_checks", "own_passes", "randomness", "containers", "items"]
 ROOMS = [
     "selection",
     "looking",

@@ -34,7 +34,8 @@ class DataView:
     """Joins reader, observer and history behind the protocol `strategies.protocol.Examples`.
 
     Attributes:
-        labels: Class of each example, or `pool.UNKNOWN_CLASS`, int64, shape (n,).
+        labels: Class of each example, or `pool.UNKNOWN_CLASS`, int64, shape (n,). Those that are
+            read from the data are read anew with each view, as a loop may correct them.
         reader: Reads the examples.
 
     Args:
@@ -58,6 +59,7 @@ class DataView:
         cheaper: Observer | None = None,
     ) -> None:
         self.labels = labels
+        self._reads_labels = bool((labels == UNKNOWN_CLASS).all())
         self._cheaper = cheaper
         self._price: float = 1 if cheaper is None else 0  # of an example; 0 before it was counted
         self._counted_on = 0  # examples of the pass that counted it
@@ -286,6 +288,7 @@ class DataView:
         assert self._cheaper is not None
         flops = []
         for observer in (self._cheaper, self._observer):
+            observer.prepare(batch)
             with FlopCounterMode(display=False) as counter:
                 losses = observer.losses(Copier().copy(batch))  # a loss may write to its batch
             flops.append(counter.get_total_flops())
@@ -324,9 +327,9 @@ class DataView:
     def _read(self, indices: Tensor, seeds: list[int]) -> dict[int, Any]:
         with self._history.timed("data"):
             items = self.reader.items(indices, seeds, self._chunk)
-        unknown = indices[self.labels[indices] == UNKNOWN_CLASS]
-        found = [_label(items[index]) for index in unknown.tolist()]
-        self.labels[unknown] = torch.tensor(found, dtype=torch.int64)
+        if self._reads_labels:
+            found = [_label(items[index]) for index in indices.tolist()]
+            self.labels[indices] = torch.tensor(found, dtype=torch.int64)
         return items
 
     def _batch(self, items: dict[int, Any], indices: Tensor) -> Any:

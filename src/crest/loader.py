@@ -32,9 +32,9 @@ from crest.order import (
     make_task,
     set_epoch,
 )
-from crest.randomness import order_generators, preserved_order, preserved_random_state
+from crest.randomness import preserved_order, preserved_random_state
 from crest.reader import Reader, place
-from crest.resume import STATE_VERSION, check_same, check_state, damage_named
+from crest.resume import GeneratorState, NotCopied, OrderState, check_state, new_state, take_up
 from crest.strategies import Crest, Strategy
 from crest.strategies.protocol import (
     Excludes,
@@ -49,7 +49,7 @@ __all__ = ["CoresetLoader"]
 _MODEL = instance(nn.Module, text="a torch.nn.Module")
 
 
-class CoresetLoader:
+class CoresetLoader(NotCopied):
     """A short epoch of weighted mini-batches in place of the epoch of an ordinary loader.
 
     Batches are those of the user's loader (dataset, collate_fn, workers, pin_memory) with weights
@@ -59,6 +59,9 @@ class CoresetLoader:
     `seed` alone and not on the number of workers; the global random states are left alone. Workers
     end with each epoch and see what was changed in the dataset before the next; short epochs start
     sooner with `persistent_workers=True` in the user's loader.
+
+    A loader belongs to its model: it is neither copied nor pickled, see `state_dict`. A module that
+    holds it and is copied itself, for averaged weights say, can hold `weakref.ref(loader)`.
 
     Attributes:
         history: Records, seconds and costs, see `crest.history.History`.
@@ -359,28 +362,18 @@ class CoresetLoader:
         Call it anywhere in the loop: the batch that was handed out last counts as trained. Save it
         beside model, optimizer and scheduler, and beside the global random states if something
         draws from them: dropout, or under `Full()` the order, if the loader of your own has no
-        `generator=`, and the dataset without workers.
+        `generator=`, and the dataset without workers. To save on Ctrl-C, let a signal handler set a
+        flag, and look at it after each step: an exception may come in the midst of one.
 
         Returns:
             Tensors and primitives, fit for `torch.load(..., weights_only=True)`.
         """
         self._feed.settle()
         return {
-            "version": STATE_VERSION,
-            "settings": dict(self._settings),
-            "dataset_length": self._dataset_length,
+            **new_state(self._settings, self._dataset_length, self._parts),
             "position": self._epoch.position,
             "in_epoch": self._epoch.is_open,
             "total": self._total,
-            "region": self._region.state_dict(),
-            "plan_generator": self._plan_generator.get_state(),
-            "view_generator": self._view_generator.get_state(),
-            "order_generators": [
-                generator.get_state() for generator in order_generators(self._train_loader)
-            ],
-            "examples": self._examples.state_dict(),
-            "planner": self._planner.state_dict(),
-            "history": self.history.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -395,25 +388,28 @@ class CoresetLoader:
             state: What `state_dict` returned.
 
         Raises:
-            TypeError: If it is no dict of a loader.
-            ValueError: If it comes from another version, data set length or setting, which is
-                named, or is damaged.
+            TypeError: If it is no state of a loader.
+            ValueError: If it comes from another version, data set length or setting, or an entry is
+                damaged; names it, and leaves the loader as it was.
         """
-        check_state(state, self._settings, self._dataset_length)
-        generators = order_generators(self._train_loader)
-        check_same("generators of the order", len(state["order_generators"]), len(generators))
+        check_state(state, self._settings, self._dataset_length, self._parts)
+        take_up(self._parts, state)
         self._epoch.load(state["position"], state["in_epoch"])
         self._total = state["total"]
         self._training.begin_anew()
-        with damage_named():
-            self._region.load_state_dict(state["region"])
-            self._plan_generator.set_state(state["plan_generator"].cpu())
-            self._view_generator.set_state(state["view_generator"].cpu())
-            for generator, saved in zip(generators, state["order_generators"], strict=True):
-                generator.set_state(saved.cpu())
-            self._examples.load_state_dict(state["examples"])
-            self._planner.load_state_dict(state["planner"])
-            self.history.load_state_dict(state["history"])
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        """What keeps a state of its own, by its entry."""
+        return {
+            "region": self._region,
+            "plan_generator": GeneratorState(self._plan_generator),
+            "view_generator": GeneratorState(self._view_generator),
+            "order_generators": OrderState(self._train_loader),
+            "examples": self._examples,
+            "planner": self._planner,
+            "history": self.history,
+        }
 
     def _fetch(self) -> tuple[MiniBatch, Any]:
         self._training.look()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -213,21 +214,43 @@ def _length_of(dataset: Any) -> int:
 _LENGTH = Rule("a map-style dataset", "a map-style dataset", _length_of)
 
 
+def _as_tensor(given: Any) -> Tensor:
+    """Take any sequence or array of numbers, in its order."""
+    if isinstance(given, Tensor):
+        return given.detach()
+    try:
+        # Not torch.as_tensor at once: it asks a pandas.Series for its labels 0, 1, 2, ...
+        array = np.asarray(given)
+        if array.dtype == object and all(isinstance(label, int) for label in array.flat):
+            array = array.astype(np.int64)
+        return torch.as_tensor(array)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        pass
+    try:
+        return torch.as_tensor(given)  # tensors on a device
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        is_list = isinstance(given, (list, tuple, np.ndarray))
+        odd = [one for one in given if not isinstance(one, (int, np.integer))] if is_list else []
+        of = f" with {odd[0]!r:.40}" if odd else ""
+        raise ArgumentTypeError(
+            "labels must be integers from 0, the class of each example, in a tensor, array or "
+            f"list; got a {type(given).__name__}{of}. Number the classes, with "
+            "np.unique(labels, return_inverse=True)[1] say."
+        ) from None
+
+
 def _checked_labels(given: Any, length: int) -> Tensor:
     """Take one class per example, integers from 0."""
-    try:
-        labels = torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError):  # words, None, ragged lists
-        raise ArgumentTypeError(
-            "labels must be a tensor or a list of integers, the class of each example; got "
-            f"{type(given).__name__}."
-        ) from None
+    labels = _as_tensor(given)
     if tuple(labels.shape) != (length,):
         raise ValueError(
             f"labels must have one class per example, shape ({length},); got {tuple(labels.shape)}."
         )
-    least = int(labels.to(torch.int64).min())  # not every integer type has a minimum
-    if labels.is_floating_point() or labels.is_complex() or least < 0:
-        what = str(labels.dtype) if labels.is_floating_point() else str(least)
+    if labels.is_floating_point() or labels.is_complex():
+        what = str(labels.dtype)
+    else:
+        least = int(labels.to(torch.int64).min())  # not every integer type has a minimum
+        what = str(least) if least < 0 else ""
+    if what:
         raise ValueError(f"labels must be integers from 0, the class of each example; got {what}.")
     return labels

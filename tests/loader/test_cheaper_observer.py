@@ -243,3 +243,11 @@ def test_the_observer_model_is_left_alone():
     planned(make_loader(SELECTING, look=Look(model=proxy)))
     assert equal_parameters(proxy, twin)
     assert all(parameter.grad is None for parameter in proxy.parameters())
+
+
+def test_the_pass_that_finds_the_head_is_no_part_of_the_price():
+    model = nn.Sequential(nn.Linear(20, 300), nn.ReLU(), nn.Linear(300, NUM_CLASSES))
+    look = Look(transform=lambda batch: batch, dtype=torch.bfloat16)
+    loader = make_loader(SELECTING, model=model, look=look)
+    next(iter(loader))
+    assert loader.history.passes["features"]["forward"] == pytest.approx(64 + 64, rel=0.01)

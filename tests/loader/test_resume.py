@@ -1,5 +1,6 @@
 """Stop anywhere, resume, continue bit for bit."""
 
+import copy
 import io
 import random
 
@@ -199,3 +200,86 @@ def test_a_checkpoint_of_other_data_or_settings_is_refused(options, message):
 def test_a_checkpoint_of_another_version_is_refused():
     with pytest.raises(ValueError, match="the checkpoint must be of version 3; got 0"):
         make_loader().load_state_dict({**run_state(), "version": 0})
+
+
+def without(state, *path):
+    """A state that lacks an entry."""
+    inner = state
+    for key in path[:-1]:
+        inner = inner[key]
+    del inner[path[-1]]
+    return state
+
+
+def with_entry(state, value, *path):
+    """A state with another value in an entry."""
+    inner = state
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return state
+
+
+def paths_of(state, path=()):
+    """Every entry at any depth."""
+    for key, value in state.items():
+        yield (*path, key)
+        if isinstance(value, dict) and key != "settings":
+            yield from paths_of(value, (*path, key))
+
+
+def test_each_entry_that_is_missing_is_named():
+    loader, state = make_loader(crest.Crest.paper()), run_state()
+    for path in paths_of(state):
+        if path == ("version",) or path[:2] in (("history", "seconds"), ("history", "passes")):
+            continue
+        with pytest.raises(ValueError, match=f"the state.*{path[-1]}"):
+            loader.load_state_dict(without(copy.deepcopy(state), *path))
+
+
+def test_each_entry_of_another_kind_is_named():
+    loader, state = make_loader(crest.Crest.paper()), run_state()
+    next(iter(loader))  # from then on each entry has a value
+    for path in paths_of(state):
+        value = state
+        for key in path:
+            value = value[key]
+        if value is None or path == ("version",) or path[0] == "history":
+            continue
+        for wrong in ("a word", 3, [], {}, torch.ones(3)):
+            if isinstance(wrong, type(value)) or (
+                isinstance(wrong, int) and isinstance(value, (int, float))
+            ):
+                continue
+            with pytest.raises((TypeError, ValueError), match=f"{path[-1]} .*the state"):
+                loader.load_state_dict(with_entry(copy.deepcopy(state), wrong, *path))
+
+
+@pytest.mark.filterwarnings("ignore:a region was planned")  # nobody trains in this loop
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("plan_generator",), torch.zeros(3, dtype=torch.uint8)),
+        (("region", "weights"), ["a word"]),
+        (("examples", "labels"), torch.zeros(3, dtype=torch.int64)),
+        (("planner", "pool", "active"), torch.ones(3, dtype=torch.bool)),
+        (("history", "passes"), {"train": 3}),
+    ],
+    ids=lambda value: ".".join(value) if isinstance(value, tuple) else "",
+)
+def test_an_entry_of_another_size_is_named_and_the_loader_stays_as_it_was(path, value):
+    def at_the_third_batch():
+        loader = make_loader(crest.Crest.paper(), seed=3)
+        iterator = iter(loader)
+        for _ in range(2):
+            next(iterator)
+        return loader, iterator
+
+    state = make_loader(crest.Crest.paper(), seed=3).state_dict()
+    loader, iterator = at_the_third_batch()
+    with pytest.raises(ValueError, match=f"{path[0]}.* of the state must.*Take an earlier"):
+        loader.load_state_dict(with_entry(state, value, *path))
+    _, untouched = at_the_third_batch()
+    for _ in range(3):
+        one, other = next(iterator, None), next(untouched, None)
+        assert one is None or torch.equal(one[0], other[0])

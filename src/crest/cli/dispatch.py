@@ -19,6 +19,7 @@ from crest.cli.words import check_commas
 __all__ = ["main"]
 
 _FAILED = 2
+_MOST_LETTERS = 1000
 _INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
 _EPILOG = """\
@@ -66,6 +67,8 @@ def _describe(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror is not None:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if len(text) > _MOST_LETTERS:  # of an odd value, which is shown
+        text = f"{text[: _MOST_LETTERS // 2]} ... {text[-_MOST_LETTERS // 2 :]}"
     if isinstance(error, (ArgumentTypeError, ValueError, ImportError, OSError)):
         return text or type(error).__name__
     return f"{type(error).__name__}: {text} (--traceback shows where)"

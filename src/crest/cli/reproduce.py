@@ -15,6 +15,7 @@ from crest.cli.training import refuse_failures
 from crest.cli.words import integers, listed, positive_float, shard, words
 from crest.lab.optional import require
 from crest.lab.paper import ITEMS, SCALES, reproduce
+from crest.lab.run.files import replace_file
 from crest.report.paper_figure import plot_item
 from crest.report.paper_table import format_item
 from crest.report.progress import make_progress
@@ -100,7 +101,7 @@ def _reproduce(chosen: argparse.Namespace) -> None:
         )
     text = format_item(outcome)
     written = [out / f"{chosen.item}.md"]
-    written[0].write_text(text + "\n", encoding="utf-8")
+    replace_file(written[0], f"{text}\n".encode())
     if is_figure:
         written.append(out / f"{chosen.item}.png")
         plot_item(outcome, written[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from crest.lab.run.comparison import compare
 from crest.lab.run.diagnosis import DIAGNOSTICS, check_diagnostics
 from crest.lab.run.planning import plan_runs
 from crest.lab.run.results import Results
+from crest.lab.run.under_way import stopped_runs
 from crest.report.progress import make_progress
 
 __all__ = ["add_options", "refuse_failures", "train_all"]
@@ -115,13 +117,26 @@ def train_all(
         chosen.data, chosen.data_dir, image_size=chosen.image_size, network=plan[0].network
     )
     with make_progress() as progress:
-        return compare(
+        records, failed = compare(
             plan,
             data,
             results,
             progress,
             time_matched=time_matched,
             diagnostics=chosen.diagnostics,
+        )
+    _name_stopped_runs(results)
+    return records, failed
+
+
+def _name_stopped_runs(results: Results) -> None:
+    """Tell of what would else lie there for ever, such as runs of settings given up since."""
+    stopped = stopped_runs(results.path)
+    if stopped:
+        print(
+            f"{len(stopped)} run(s) that were stopped or failed are kept in {stopped[0].parent}; "
+            "their commands go on with them. Delete what is not wanted.",
+            file=sys.stderr,
         )
 
 

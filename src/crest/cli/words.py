@@ -24,6 +24,8 @@ __all__ = [
 
 _LISTS = ("--strategies", "--seeds", "--tasks", "--diagnostics")  # take words with commas between
 
+_MOST_DIGITS = 18  # Python itself refuses some thousands
+
 _DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -98,8 +100,10 @@ def positive(text: str) -> int:
         The integer.
 
     Raises:
-        argparse.ArgumentTypeError: If it is none, or less.
+        argparse.ArgumentTypeError: If it is none, less, or has too many digits.
     """
+    if len(text) > _MOST_DIGITS and text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be an integer of at most {_MOST_DIGITS} digits")
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be an integer >= 1; got {text!r}")
     return int(text)
@@ -163,7 +167,7 @@ def option(text: str) -> tuple[str, Any]:
         return name, value.lower() == "true"
     try:
         return name, ast.literal_eval(value)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, MemoryError, RecursionError):  # the last two: nested too deep
         return name, value
 
 

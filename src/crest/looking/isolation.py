@@ -1,18 +1,24 @@
-"""What a pass of our own must give back: flags, buffers, random states, autocast."""
+"""What a pass of our own must give back, and what makes it compute what training computes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
-from crest.passes import ours
+from crest.looking.traces import Memory, every_module, is_of_torch, reach
+from crest.own_passes import own_pass
 from crest.randomness import preserved_random_state
 
-__all__ = ["has_batch_norm", "undisturbed"]
+__all__ = ["dense_gradients", "has_batch_norm", "structured_as_in_training", "undisturbed"]
+
+_MOST_PARAMETERS = 2**28  # that are copied, once
+_RANDOM_OR_MOVING = (_NormBase, _DropoutNd, nn.RNNBase, nn.RReLU, nn.MultiheadAttention)
 
 
 @contextmanager
@@ -25,56 +31,155 @@ def undisturbed(
 ) -> Iterator[None]:
     """Put a model into eval mode, and leave model, loss and random states as they were.
 
+    Attention takes the path that it takes in training: the fast one of eval mode gives other
+    outputs at padding. Compiled parts run as they were written: a compiled one would not see the
+    head being watched.
+
     Args:
         model: The model.
-        loss_fn: The loss; if it is a module, it is in eval mode, too.
+        loss_fn: The loss; modules that it is made of are in eval mode, too.
         device: Where the model lives.
         batch_statistics: Whether batch normalization takes the statistics of the pass. A layer in
             eval mode within a model in training mode stays so.
 
     Yields:
         Nothing.
+
+    Raises:
+        ValueError: If the pass has changed a parameter in place.
     """
-    modules = list(model.modules())
-    if isinstance(loss_fn, nn.Module):
-        modules += loss_fn.modules()
-    training = [module.training for module in modules]
-    buffers = [
-        (module, name, buffer, buffer.clone(), buffer._version)
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
+    reached = reach(model, loss_fn)
+    in_training = [module for module in reached.modules if module.training]
     norms: list[_BatchNorm] = []
     if batch_statistics:
         norms = [
             module
-            for module in model.modules()
+            for module in every_module(model)
             if isinstance(module, _BatchNorm)
             and module.track_running_stats
             and (module.training or not model.training)  # not frozen in training, too
         ]
+    memory = Memory(reached)
     try:
-        with (
-            ours(),
-            preserved_random_state(device),
-            torch.autocast(device.type, enabled=False),
-        ):
-            for module in modules:
-                module.training = False
-            for module in norms:
-                module.training, module.track_running_stats = True, False  # else it is updated
+        with ExitStack() as stack:
+            stack.enter_context(own_pass())
+            stack.enter_context(preserved_random_state(device))
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+            stack.enter_context(_attention_of_training())
+            if torch.is_inference_mode_enabled():
+                stack.enter_context(torch.inference_mode(False))
+            if "torch._dynamo" in sys.modules:  # else nothing is compiled
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            _set_training(in_training, False)
+            for norm in norms:
+                norm.training, norm.track_running_stats = True, False  # else it is updated
             yield
     finally:
-        for module, flag in zip(modules, training, strict=True):
+        for norm in norms:
+            norm.training, norm.track_running_stats = False, True
+        _set_training(in_training, True)
+        memory.give_back()
+    changed = memory.changed_for_good()
+    if changed:
+        raise ValueError(
+            "a forward pass in eval mode must leave the parameters as they are; it changed "
+            f"{', '.join(changed)} in place. Write `if self.training:` before the update."
+        )
+
+
+def _set_training(modules: Iterable[nn.Module], flag: bool) -> None:
+    """Set the flags past `nn.Module.__setattr__`, which takes a tenth of a small net's pass."""
+    for module in modules:
+        attributes = module.__dict__
+        if "training" in attributes:
+            attributes["training"] = flag
+        else:  # of a scripted module
             module.training = flag
-        for module in norms:
-            module.track_running_stats = True
-        with torch.no_grad():
-            for module, name, buffer, before, version in buffers:
-                module._buffers[name] = buffer
-                if buffer._version != version:
-                    buffer.copy_(before)
+
+
+@contextmanager
+def _attention_of_training() -> Iterator[None]:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def structured_as_in_training(model: nn.Module, loss_fn: Callable[..., Tensor]) -> Iterator[None]:
+    """Let a model do what it does in training but for dropout and normalization.
+
+    Within `undisturbed`. Parameters are copies, as a second encoder may follow the first with every
+    pass.
+
+    Args:
+        model: The model.
+        loss_fn: The loss.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        MemoryError: If the parameters are too many to be copied.
+    """
+    modules = reach(model, loss_fn).modules
+    distinct = {id(p): p for module in modules for p in module._parameters.values()}
+    if sum(p.numel() for p in distinct.values() if p is not None) > _MOST_PARAMETERS:
+        raise MemoryError(f"a copy of more than {_MOST_PARAMETERS} parameters would be needed")
+    own = [module for module in modules if _follows_its_flag(module)]
+    parameters: list[tuple[nn.Module, dict[str, nn.Parameter | None]]] = []
+    copies: dict[int, nn.Parameter] = {}  # of a tied one, the same
+    try:
+        for module in modules:
+            if module._parameters:
+                parameters.append((module, dict(module._parameters)))
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    copied = copies.get(id(parameter))
+                    if copied is None:
+                        copied = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+                        copies[id(parameter)] = copied
+                    module._parameters[name] = copied
+        _set_training(own, True)
+        yield
+    finally:
+        _set_training(own, False)
+        for module, before in parameters:
+            module._parameters.update(before)
+
+
+def _follows_its_flag(module: nn.Module) -> bool:
+    """Tell whether a module is the user's own, or one whose flag only the user's code asks for."""
+    if is_of_torch(type(module)):
+        harmless = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Linear)
+        return isinstance(module, harmless) and not module._forward_pre_hooks
+    return not isinstance(module, _RANDOM_OR_MOVING)
+
+
+@contextmanager
+def dense_gradients(model: nn.Module) -> Iterator[None]:
+    """Let embeddings with sparse gradients have dense ones, which have a second derivative.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+    """
+    sparse = [
+        module
+        for module in every_module(model)
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse
+    ]
+    for module in sparse:
+        module.sparse = False
+    try:
+        yield
+    finally:
+        for module in sparse:
+            module.sparse = True
 
 
 def has_batch_norm(model: nn.Module) -> bool:

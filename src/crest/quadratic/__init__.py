@@ -1,5 +1,6 @@
 """A quadratic model of the loss: Hessian diagonal, smoothing, prediction."""
 
+from crest.quadratic.hutchinson import flat_size as flat_size
 from crest.quadratic.hutchinson import flatten as flatten
 from crest.quadratic.hutchinson import (
     gradient_and_hessian_diagonal as gradient_and_hessian_diagonal,

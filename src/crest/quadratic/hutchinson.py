@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
-__all__ = ["flatten", "gradient_and_hessian_diagonal", "rademacher_probes"]
+__all__ = ["flat_size", "flatten", "gradient_and_hessian_diagonal", "rademacher_probes"]
 
 
 def rademacher_probes(
@@ -16,7 +18,7 @@ def rademacher_probes(
     """Draw probes z whose entries are +1 or -1 with equal chance.
 
     They are drawn on the generator's device and then moved, so that a seed means the same probe
-    everywhere.
+    everywhere. A complex entry counts as two real ones, of which each has its own sign.
 
     Args:
         parameters: Tensors whose shapes, dtypes and devices the probes take.
@@ -28,10 +30,12 @@ def rademacher_probes(
     """
 
     def signs(like: Tensor) -> Tensor:
+        shape = (*like.shape, 2) if like.is_complex() else like.shape
         bits = torch.randint(
-            2, like.shape, generator=generator, device=generator.device, dtype=torch.int8
+            2, shape, generator=generator, device=generator.device, dtype=torch.int8
         )
-        return bits.to(like.device, like.dtype).mul_(2).sub_(1)
+        drawn = bits.to(like.device, like.real.dtype).mul_(2).sub_(1)
+        return torch.view_as_complex(drawn) if like.is_complex() else drawn
 
     return [[signs(parameter) for parameter in parameters] for _ in range(num_probes)]
 
@@ -55,10 +59,35 @@ def gradient_and_hessian_diagonal(
 
     Returns:
         The gradient and the estimated diagonal, both flat, shape (q,), float32 or wider.
+
+    Raises:
+        OutOfMemoryError: As it came.
+        ValueError: If the loss cannot be differentiated once, or twice.
     """
+    try:
+        return _differentiate(loss, parameters, probes)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        times = "twice" if probes else "once"
+        raise ValueError(
+            f"a loss must be differentiable {times} for a model of its curvature; got "
+            f"{type(error).__name__}: {error} Of Crest, choose curvature='head', which needs the "
+            "last layer alone, curvature='none', or error_threshold=0 with it."
+        ) from error
+
+
+def _differentiate(
+    loss: Tensor, parameters: Sequence[Tensor], probes: Sequence[Sequence[Tensor]]
+) -> tuple[Tensor, Tensor]:
     gradients = torch.autograd.grad(
         loss, parameters, create_graph=bool(probes), allow_unused=True, materialize_grads=True
     )
+    if probes and any(isinstance(node, BackwardCFunction) for node in _graph_behind([loss])):
+        # Behind a function that is differentiable once, autograd takes zero without a word.
+        for node in _graph_behind(gradients):
+            if node.name() == "torch::autograd::Error":
+                raise RuntimeError("a function of the model is marked with @once_differentiable.")
     diagonal = torch.zeros_like(flatten(gradients))
     varying = [k for k, gradient in enumerate(gradients) if gradient.requires_grad]
     if varying:  # constant ones, of a hinge loss say, add nothing to H z
@@ -71,22 +100,46 @@ def gradient_and_hessian_diagonal(
                 allow_unused=True,
                 materialize_grads=True,
             )
-            diagonal += flatten([z * product for z, product in zip(probe, products, strict=True)])
+            diagonal += flatten(probe) * flatten(products)
     return flatten(gradients), diagonal / max(len(probes), 1)
+
+
+def _graph_behind(tensors: Sequence[Tensor]) -> Iterator[Any]:
+    seen: set[Any] = {None}
+    stack: list[Any] = [tensor.grad_fn for tensor in tensors]
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            yield node
+            stack.extend([parent for parent, _ in node.next_functions])
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
     """Copy tensors into one flat, detached vector.
 
     Args:
-        tensors: Tensors with q values in all, on one device.
+        tensors: Tensors with q values in all, on one device, sparse ones, too. A complex value
+            counts as two, its real and its imaginary part.
 
     Returns:
         Shape (q,), float32 or wider.
     """
     return torch.cat(
         [
-            tensor.detach().reshape(-1).to(torch.promote_types(tensor.dtype, torch.float32))
-            for tensor in tensors
+            part.reshape(-1).to(torch.promote_types(part.dtype, torch.float32))
+            for part in map(_real, tensors)
         ]
     )
+
+
+def flat_size(tensors: Sequence[Tensor]) -> int:
+    """Count q, the length of what `flatten` returns."""
+    return sum(tensor.numel() * (2 if tensor.is_complex() else 1) for tensor in tensors)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

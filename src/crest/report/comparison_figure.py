@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import statistics
 from collections.abc import Iterable, Sequence
@@ -9,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from crest.lab.optional import require
+from crest.lab.run.files import replace_file
 from crest.report.summary import RANDOM_AT_EQUAL_TIME, group
 from crest.strategies import registered_strategies
 
-__all__ = ["log_axis", "plot_comparison"]
+__all__ = ["log_axis", "plot_comparison", "write_figure"]
 
 # Told apart by colour-blind readers, and by line style in grey print, as those that strategies
 # register with.
@@ -61,7 +63,20 @@ def plot_comparison(records: Iterable[dict[str, Any]], path: str | Path) -> None
     figure.legend(
         handles, labels, loc="outside lower center", ncols=min(len(groups), 6), frameon=False
     )
-    figure.savefig(path, dpi=150)
+    write_figure(figure, Path(path), dpi=150)
+
+
+def write_figure(figure: Any, path: Path, *, dpi: int) -> None:
+    """Write a figure in one piece.
+
+    Args:
+        figure: Of matplotlib.
+        path: Image file to write; the suffix names the format.
+        dpi: Dots per inch.
+    """
+    image = io.BytesIO()
+    figure.savefig(image, dpi=dpi, format=path.suffix[1:] or "png")
+    replace_file(path, image.getvalue())
 
 
 def log_axis(panel: Any) -> None:

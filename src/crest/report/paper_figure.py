@@ -13,6 +13,7 @@ from typing import Any
 from crest.lab.optional import require
 from crest.lab.paper import Outcome
 from crest.lab.paper.published import PUBLISHED
+from crest.report.comparison_figure import write_figure
 from crest.report.paper_table import share_of, title
 
 __all__ = ["plot_item"]
@@ -72,7 +73,7 @@ def plot_item(outcome: Outcome, path: Path) -> None:
         figure.legend(
             shown.values(), shown.keys(), loc="outside lower center", ncols=4, frameon=False
         )
-    figure.savefig(path, dpi=120)
+    write_figure(figure, path, dpi=120)
 
 
 def _draw_curves(

@@ -69,6 +69,10 @@ class LineProgress:
         """Remember what runs."""
         self._title, self._steps = _title(settings), steps
 
+    def wait(self, settings: RunSettings) -> None:
+        """Say which run another process trains."""
+        self._say(_waiting(settings))
+
     def advance(self, step: int) -> None:
         """Say where the run is, if nothing was said for long."""
         if time.monotonic() - self._spoke > _SILENCE_SECONDS:
@@ -105,6 +109,9 @@ class _BarProgress:
         self._steps = steps
         self._bar.update(self._task, description=_title(settings))
 
+    def wait(self, settings: RunSettings) -> None:
+        self._bar.print(_waiting(settings))
+
     def advance(self, step: int) -> None:
         self._bar.update(self._task, completed=self._before + step)
 
@@ -121,6 +128,10 @@ class _BarProgress:
 def _title(settings: RunSettings) -> str:
     equal_time = ", equal time" if settings.num_steps is not None else ""
     return f"{settings.strategy}{equal_time}, seed {settings.seed}"
+
+
+def _waiting(settings: RunSettings) -> str:
+    return f"{_title(settings)}: another process trains it; waiting for its record"
 
 
 def _line(record: dict[str, Any], *, kept: bool) -> str:

@@ -106,6 +106,14 @@ class _AdaCorePlanner(SubsetPlanner):
             sizes.append(coreset.cluster_sizes)
         return torch.cat(picks), torch.cat(sizes)
 
+    def _observe(self, examples: Examples) -> LastLayerGradients:
+        try:
+            return super()._observe(examples)
+        except ValueError:
+            # What a look refuses of such a layer is less to the point.
+            _check_shapes([part.shape for part in examples.parameters("head")])
+            raise
+
     def _preconditioner(self, examples: Examples) -> Tensor:
         """Smooth the Hessian diagonal of the last layer's weight and bias, (c, d')."""
         settings, task = self._adacore, self._task
@@ -140,12 +148,16 @@ class _AdaCorePlanner(SubsetPlanner):
 
 def _as_gradients(shapes: list[torch.Size], flat: Tensor) -> Tensor:
     """Lay out values of a linear head's weight and bias as its gradients are, (c, d')."""
+    _check_shapes(shapes)
+    num_classes, num_inputs = shapes[0]
+    weight = flat[: num_classes * num_inputs].view(num_classes, num_inputs)
+    bias = flat[num_classes * num_inputs :]
+    return torch.cat([weight, bias.unsqueeze(1)], dim=1) if len(bias) else weight
+
+
+def _check_shapes(shapes: list[torch.Size]) -> None:
     if len(shapes) > 2 or len(shapes[0]) != 2:
         raise ValueError(
             "AdaCore needs a linear last layer, whose parameters are a weight and perhaps a bias; "
             f"got shapes {[tuple(shape) for shape in shapes]}. Name it with head=."
         )
-    num_classes, num_inputs = shapes[0]
-    weight = flat[: num_classes * num_inputs].view(num_classes, num_inputs)
-    bias = flat[num_classes * num_inputs :]
-    return torch.cat([weight, bias.unsqueeze(1)], dim=1) if len(bias) else weight

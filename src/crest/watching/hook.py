@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from crest.passes import is_ours
+from crest.own_passes import in_own_pass
 from crest.watching.calls import Call, HandedOut, example_rows
 from crest.watching.evidence import find_by_inputs
 from crest.watching.guard import Verdict, compare
@@ -143,7 +143,7 @@ class Watch:
         self._depth = max(self._depth - 1, 0)
         if self._depth or output is None or not self._waiting:
             return
-        if is_ours() or not torch.is_grad_enabled():
+        if in_own_pass() or not torch.is_grad_enabled():
             return
         leaves, spec = tree_flatten(output)
         where = [
@@ -193,7 +193,7 @@ class Watch:
         Returns:
             A number for the call, 0 for none.
         """
-        if is_ours() or not self._waiting or self._depth:
+        if in_own_pass() or not self._waiting or self._depth:
             return 0
         leaves, spec = tree_flatten(output.detach().clone())
         call = self._new_call(leaves, spec, [0], [given.detach() for given in inputs])

@@ -22,7 +22,7 @@ class LastSeen:
     """
 
     def __init__(self, num_examples: int, what: str) -> None:
-        self.values = torch.full((num_examples,), torch.nan)
+        self.values = torch.full((num_examples,), torch.nan, dtype=torch.float32)
         self._what = what
         self._told: list[tuple[Tensor, Tensor]] = []
 
@@ -76,7 +76,7 @@ class LastSeen:
                 f"example {int(indices[bad[0, 0]])}. Lower lr or set a warmup."
             )
         if values.shape[1:] != self.values.shape[1:]:  # the first ones
-            self.values = torch.full((len(self.values), *values.shape[1:]), torch.nan)
+            self.values = self.values.new_full((len(self.values), *values.shape[1:]), torch.nan)
         for some, one in zip(indices.split(sizes), values.split(sizes), strict=True):
             self.values[some] = one  # in order: the last one of an example counts
         self._told.clear()
@@ -84,5 +84,5 @@ class LastSeen:
 
     def replace(self, values: Tensor) -> None:
         """Forget everything for new values of all examples, shape (n, ...)."""
-        self.values = values.clone()
+        self.values = values.float().clone()
         self._told.clear()

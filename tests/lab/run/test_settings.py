@@ -43,7 +43,7 @@ def test_given_steps_replace_the_budget():
         ({"weight_decay": -1.0}, "weight_decay must be >= 0"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\)"),
         ({"evaluations": 0}, "evaluations must be >= 1"),
-        ({"threads": 0}, "threads must be >= 1"),
+        ({"threads": 0}, r"threads must be in \[1, "),
         ({"num_steps": 0}, "num_steps must be >= 1"),
         ({"strategy": "crets"}, "Did you mean crest?"),
         ({"strategy_options": {"tau": 1}}, "random must go without options, it has none"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,9 @@ from crest.lab.data.protocol import LabelledData
 from crest.lab.paper.items import ITEMS, Item
 from crest.lab.paper.tasks import SCALES, PaperTask, load_task
 from crest.lab.run.checkpoint import Paused
-from crest.lab.run.comparison import Progress, check_runs, lacks, train_and_keep
+from crest.lab.run.comparison import Progress, check_runs, do_all, lacks, train_and_keep
 from crest.lab.run.results import Results
+from crest.lab.run.settings import RunSettings
 from crest.lab.run.training import count_steps
 
 __all__ = ["Outcome", "reproduce"]
@@ -66,7 +68,7 @@ def reproduce(
     """Train the runs of an item that are not kept yet.
 
     Runs are kept in OUT/TASK.json, and shared by all items; a run under way is saved every two
-    minutes beside them.
+    minutes beside them, and after Ctrl-C. Runs that another process trains are left to it.
 
     Args:
         name: One of `ITEMS`.
@@ -111,7 +113,7 @@ def reproduce(
     keys = [settings.to_record(data[task].fingerprint) for task, _, settings in plan]
     # Places in the whole plan, so that a process that starts later takes the same share.
     share = range(len(plan))[index - 1 :: count]
-    failed = set()
+    failed: set[int] = set()
     if item.trains:
         mine = [
             (place, task, settings)
@@ -121,21 +123,26 @@ def reproduce(
         for task, of in data.items():
             check_runs([settings for _, planned, settings in mine if planned == task], of)
         progress.plan(count_steps(settings, data[task]) for _, task, settings in mine)
-        for place, task, settings in mine:
+
+        def attempt(job: tuple[int, str, RunSettings], waits: bool) -> bool:
+            place, task, settings = job
             try:
-                train_and_keep(
+                return train_and_keep(
                     settings,
                     data[task],
                     results[task],
                     progress,
                     item.diagnostics,
                     deadline=deadline,
+                    waits=waits,
                 )
-            except Paused:
-                break
             except ValueError as error:
                 progress.fail(settings, error)
                 failed.add(place)
+                return True
+
+        with contextlib.suppress(Paused):
+            do_all(mine, attempt)
     records: dict[tuple[str, str], list[dict[str, Any]]] = {}
     left = others = 0
     for found in results.values():

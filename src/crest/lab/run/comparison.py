@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, TypeVar
 
 from crest.lab.data.protocol import LabelledData
 from crest.lab.run.checkpoint import Checkpoint, Paused
@@ -15,12 +14,17 @@ from crest.lab.run.diagnosis import check_diagnostics
 from crest.lab.run.results import Results
 from crest.lab.run.settings import RunSettings
 from crest.lab.run.training import check, count_steps, train
+from crest.lab.run.under_way import UnderWay
 from crest.strategies import Random, registered_strategies
 from crest.strategies.registry import word_of
 
-__all__ = ["Progress", "check_runs", "compare", "lacks", "train_and_keep"]
+__all__ = ["Progress", "check_runs", "compare", "do_all", "lacks", "train_and_keep"]
 
 _RANDOM = word_of(Random)  # whose steps are the measure of others
+
+_PATIENCE_SECONDS = 0.2  # between two looks whether another process is done with a run
+
+Job = TypeVar("Job")
 
 
 class Progress(Protocol):
@@ -32,6 +36,10 @@ class Progress(Protocol):
 
     def begin(self, settings: RunSettings, steps: int) -> None:
         """Hear that a run starts, and of its steps."""
+        ...
+
+    def wait(self, settings: RunSettings) -> None:
+        """Hear that another process trains a run, which is waited for."""
         ...
 
     def advance(self, step: int) -> None:
@@ -113,19 +121,40 @@ def _run_all(
     ]
     check_runs(left, data)
     progress.plan(count_steps(settings, data) for settings in left)
-    for settings, key in zip(plan, keys, strict=True):
-        if settings in left:
-            try:
-                train_and_keep(settings, data, results, progress, diagnostics)
-            except ValueError as error:
-                if raises:
-                    raise
-                progress.fail(settings, error)
-        else:
+
+    def attempt(settings: RunSettings, waits: bool) -> bool:
+        if settings not in left:
+            key = settings.to_record(data.fingerprint)
             record = results.find(key)
             assert record is not None
+            UnderWay(results.path, key).clear(_measured(record))
             progress.finish(record, kept=True)
+            return True
+        try:
+            return train_and_keep(settings, data, results, progress, diagnostics, waits=waits)
+        except ValueError as error:
+            if raises:
+                raise
+            progress.fail(settings, error)
+            return True
+
+    do_all(plan, attempt)
     return keys
+
+
+def do_all(jobs: Sequence[Job], attempt: Callable[[Job, bool], bool]) -> None:
+    """Do what no other process does, and then what is left.
+
+    Two processes on one plan share the work so, and both end with all of it.
+
+    Args:
+        jobs: In order.
+        attempt: `attempt(job, waits)` does one, and returns whether it did; only if `waits` may it
+            wait for another process.
+    """
+    busy = [job for job in jobs if not attempt(job, False)]
+    for job in busy:
+        attempt(job, True)
 
 
 def check_runs(plan: Sequence[RunSettings], data: LabelledData) -> None:
@@ -151,10 +180,12 @@ def train_and_keep(
     diagnostics: Sequence[str],
     *,
     deadline: float = math.inf,
-) -> None:
+    waits: bool = True,
+) -> bool:
     """Train a run, from where it was stopped if it was, and keep its record.
 
-    While the run is under way, its state is saved every two minutes beside the results.
+    While the run is under way, its state is saved every two minutes beside the results, and after
+    Ctrl-C. Where another process trains the same run, its record is taken.
 
     Args:
         settings: Of the run.
@@ -163,23 +194,65 @@ def train_and_keep(
         progress: Hears the steps and the record.
         diagnostics: What else to measure, beside what an older record of the run has.
         deadline: When to save and pause, in the seconds of `time.monotonic`.
+        waits: Whether to wait for another process that trains this run, and to go on from its last
+            save if it ends before.
+
+    Returns:
+        Whether the record is kept; not if another process is at it and `waits` is false.
 
     Raises:
+        KeyboardInterrupt: After Ctrl-C or SIGTERM; the run is saved first.
+        OSError: If a file cannot be written, such as on a full disk.
         Paused: If the deadline is past.
+        ValueError: If the run diverges, or its checkpoint or the results are damaged.
     """
     key = settings.to_record(data.fingerprint)
-    wanted = _to_measure(results.find(key), diagnostics)
-    digest = hashlib.sha256(json.dumps([key, wanted], sort_keys=True).encode()).hexdigest()
-    file = results.path.parent / "under-way" / f"{digest[:16]}.pt"
-    checkpoint = Checkpoint(file, deadline=deadline)
-    if checkpoint.time_is_up:
-        raise Paused
+    under_way = UnderWay(results.path, key)
+
+    def make_checkpoint() -> tuple[Checkpoint, list[str]]:
+        wanted = _to_measure(results.find(key), diagnostics)
+        file, run = under_way.checkpoint(wanted)
+        return Checkpoint(file, deadline=deadline, run=run), wanted
+
+    is_told = False
+    while True:
+        if make_checkpoint()[0].time_is_up:
+            raise Paused
+        with under_way.alone() as is_alone:
+            if is_alone:
+                results.read_again()  # another process may have finished the run just now
+                found = results.find(key)
+                if found is not None and not lacks(found, diagnostics):
+                    progress.finish(found, kept=True)
+                else:
+                    _train_alone(settings, data, results, progress, *make_checkpoint())
+                return True
+        if not waits:
+            return False
+        if not is_told:
+            progress.wait(settings)
+            is_told = True
+        time.sleep(_PATIENCE_SECONDS)
+
+
+def _train_alone(
+    settings: RunSettings,
+    data: LabelledData,
+    results: Results,
+    progress: Progress,
+    checkpoint: Checkpoint,
+    wanted: Sequence[str],
+) -> None:
+    """Train a run that no other process trains now."""
     progress.begin(settings, count_steps(settings, data))
-    record = results.add(
-        train(settings, data, on_step=progress.advance, diagnostics=wanted, checkpoint=checkpoint)
-    )
-    checkpoint.remove()
-    progress.finish(record, kept=False)
+    with checkpoint.interrupts:
+        record = results.add(
+            train(
+                settings, data, on_step=progress.advance, diagnostics=wanted, checkpoint=checkpoint
+            )
+        )
+        checkpoint.remove()
+        progress.finish(record, kept=False)
 
 
 def lacks(record: dict[str, Any] | None, diagnostics: Sequence[str]) -> bool:

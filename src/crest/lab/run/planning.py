@@ -63,6 +63,9 @@ def plan_runs(
         ['random', 'full']
     """
     check_choice("data", data, DATASETS)
+    for what, given_ones in (("strategies", strategies), ("seeds", seeds)):
+        if not given_ones:
+            raise ValueError(f"{what} must be at least one; got none.")
     known: dict[str, list[str]] = {}
     for strategy in strategies:
         known[strategy] = find_strategy(strategy).fields

@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import lzma
 import math
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from crest.lab.run.files import locked, remove_partial_files, replace_file
 from crest.strategies import Full
 from crest.strategies.registry import word_of
 
@@ -57,11 +54,14 @@ class Results:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._compressed = self.path.with_name(f"{self.path.name}.xz")
+        self._seen = self._signature()
         self.records = self._read()
 
     def read_again(self) -> None:
-        """Take in what others wrote."""
-        self.records = self._read()
+        """Take in what others wrote, if they did."""
+        now = self._signature()
+        if now != self._seen:
+            self._seen, self.records = now, self._read()
 
     def find(self, settings: dict[str, Any]) -> dict[str, Any] | None:
         """Look up a finished run.
@@ -85,11 +85,17 @@ class Results:
 
         Returns:
             The record as the file gives it back.
+
+        Raises:
+            OSError: If it cannot be written, such as on a full disk; the old file stays.
+            ValueError: If the file holds something else by now.
         """
         plain: dict[str, Any] = json.loads(json.dumps(_finite(record), allow_nan=False))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(self.path.parent):
+        with locked(self.path.parent) as others_wait:
             self._replace(plain)
+            if others_wait:
+                remove_partial_files(self.path.parent, self.path.name)
         return plain
 
     def _replace(self, plain: dict[str, Any]) -> None:
@@ -100,15 +106,16 @@ class Results:
         added = [*others, plain]
         self.records = _join(self._read_file(self._compressed), added)
         lines = ",\n".join(json.dumps(record) for record in added)
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        replace_file(self.path, f"[\n{lines}\n]\n".encode())
+        self._seen = self._signature()
+
+    def _signature(self) -> tuple[int, ...] | None:
+        """Tell one content of the file from another, as it is never changed in place."""
         try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(f"[\n{lines}\n]\n")
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self.path)
-        finally:
-            partial.unlink(missing_ok=True)
+            found = self.path.stat()
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
 
     def _read(self) -> list[dict[str, Any]]:
         return _join(self._read_file(self._compressed), self._read_file(self.path))
@@ -141,22 +148,6 @@ def _complaint(path: Path, reason: str) -> str:
         f"{path} must be a list of finished runs; {reason}. It was left as it is: "
         "move it away, or name another folder with --out."
     )
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process writes; a lock ends with its process. Windows goes without."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _join(compressed: list[dict[str, Any]], added: list[dict[str, Any]]) -> list[dict[str, Any]]:

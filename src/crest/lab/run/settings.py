@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -47,6 +48,8 @@ COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")  # of torch.compi
 # Of the train examples: a strategy that needs a validation loader trains on the others.
 VALIDATION_FRACTION = 0.1
 
+# Each is made at once, and where the system refuses one, the process ends in a segmentation fault.
+_MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
 
 _RULES = {
     "seed": SEED,
@@ -59,7 +62,7 @@ _RULES = {
     "augment": boolean(),
     "evaluations": many(),
     "device": instance(str, text="a word"),
-    "threads": whole(1, 2**15, text=">= 1 and <= 32768"),
+    "threads": whole(1, _MOST_THREADS, f"in [1, {_MOST_THREADS}]"),
     "strategy_options": instance(Mapping, text="a mapping of fields to values"),
     "num_steps": optional(whole(1, 10**15, ">= 1 and <= 10**15")),
 }
@@ -86,7 +89,7 @@ class RunSettings:
         augment: Whether to shift and mirror train images.
         evaluations: How often test accuracy is measured, >= 1.
         device: `"cpu"`, `"cuda"` or the like.
-        threads: Threads that torch computes with.
+        threads: Threads that torch computes with, at most 64 or four for each CPU.
         strategy_options: Fields of the strategy that are not at their default.
         num_steps: N, in place of the budget's share: a run for equal time.
         autocast: Dtype of `torch.autocast` for all passes, one of `AUTOCAST`. None: float32

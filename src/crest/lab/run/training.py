@@ -8,7 +8,6 @@ import os
 import platform
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice, repeat
@@ -23,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 import crest
 from crest.lab.data.protocol import LabelledData, Views
 from crest.lab.run.checkpoint import Checkpoint, Paused
+from crest.lab.run.clock import Clock
 from crest.lab.run.diagnosis import Diagnosis, check_diagnostics, evenly_spaced
 from crest.lab.run.freed_memory import keep_freed_memory
 from crest.lab.run.learning_rate import learning_rate_factor
@@ -64,11 +64,26 @@ def train(
         `Diagnosis.to_record`; `parameters`, `history`, `versions` and `machine`.
 
     Raises:
+        KeyboardInterrupt: After Ctrl-C or SIGTERM; with a checkpoint the run is saved first.
+        OSError: If the run cannot be saved, such as on a full disk.
         Paused: If the time of the checkpoint is up.
-        ValueError: If settings and data do not fit, a diagnostic is unknown, or the loss is not
-            finite.
+        ValueError: If settings and data do not fit, a diagnostic is unknown, the checkpoint is of
+            something else, or the loss is not finite.
     """
     check_diagnostics(diagnostics)
+    if checkpoint is None:
+        return _train(settings, data, on_step, diagnostics, None)
+    with checkpoint.interrupts:
+        return _train(settings, data, on_step, diagnostics, checkpoint)
+
+
+def _train(
+    settings: RunSettings,
+    data: LabelledData,
+    on_step: Callable[[int], None] | None,
+    diagnostics: Sequence[str],
+    checkpoint: Checkpoint | None,
+) -> dict[str, Any]:
     device = torch.device(settings.device)
     torch.set_num_threads(settings.threads)
     if device.type == "cpu":
@@ -79,6 +94,8 @@ def train(
     views = data.make_views(device, augment=settings.augment)
     forward = _make_forward(settings, model)
     _rehearse(settings, data, views, model, forward)
+    if checkpoint is not None:
+        checkpoint.interrupts.check()
 
     num_steps = count_steps(settings, data)
     schedule_steps = settings.count_schedule_steps(_steps_per_epoch(settings, data))
@@ -94,10 +111,12 @@ def train(
     )
     diagnosis = _make_diagnosis(diagnostics, settings, views, model, loader, num_steps)
     run = _Run(model, optimizer, scheduler, loader, order, diagnosis, device)
-    saved = None if checkpoint is None else checkpoint.load()
-    seconds = 0.0 if saved is None else run.load_state_dict(saved)
+    seconds = 0.0
+    if checkpoint is not None and (saved := checkpoint.load()) is not None:
+        with checkpoint.naming_faults():
+            seconds = run.load_state_dict(saved)
     curve, step = run.curve, run.step
-    clock = _Clock(device, seconds)
+    clock = Clock(device, seconds)
     while step < num_steps:
         for inputs, targets, weights in loader:
             outputs = forward(inputs)
@@ -112,7 +131,9 @@ def train(
             if on_step is not None:
                 on_step(step)
             measures = diagnosis.is_due(step) or step in evaluate_at
-            saves = checkpoint is not None and checkpoint.is_due and step < num_steps
+            saves = checkpoint is not None and (
+                checkpoint.interrupts.came or (step < num_steps and checkpoint.is_due)
+            )
             if measures or saves:
                 seconds = clock.stop()
                 _check_finite(loss, step)
@@ -121,12 +142,13 @@ def train(
                     accuracy = float(correct.mean())
                     curve.append({"step": step, "seconds": seconds, "accuracy": accuracy})
                 diagnosis.measure(step)
-                if step == num_steps:
-                    break
-                if checkpoint is not None and saves:
+                if checkpoint is not None and (saves or checkpoint.interrupts.came):
                     checkpoint.save(run.state_dict(seconds))
+                    checkpoint.interrupts.check()
                     if checkpoint.time_is_up:
                         raise Paused
+                if step == num_steps:
+                    break
                 # The loader books the time between two batches as training; this was none.
                 loader.history.seconds["train"] -= clock.start()
     return {
@@ -387,34 +409,6 @@ class _Run:
             torch.cuda.set_rng_state(state["cuda_random"], self.device)
         seconds: float = state["seconds"]
         return seconds
-
-
-class _Clock:
-    """Wall time with pauses, once the device has done what it was given."""
-
-    def __init__(self, device: torch.device, seconds: float = 0.0) -> None:
-        self._device = device
-        self._seconds = seconds
-        self._turned = self._now()
-
-    def stop(self) -> float:
-        """Return the seconds that the clock ran in all."""
-        now = self._now()
-        self._seconds += now - self._turned
-        self._turned = now
-        return self._seconds
-
-    def start(self) -> float:
-        """Go on, and return the seconds since `stop`."""
-        now = self._now()
-        pause = now - self._turned
-        self._turned = now
-        return pause
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
 
 
 def _machine(device: torch.device) -> dict[str, Any]:

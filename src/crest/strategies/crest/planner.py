@@ -13,6 +13,7 @@ from crest.pool import Pool, random_subsets
 from crest.quadratic import (
     QuadraticModel,
     SmoothedMoments,
+    flat_size,
     flatten,
     gradient_and_hessian_diagonal,
     rademacher_probes,
@@ -161,7 +162,7 @@ class CrestPlanner:
             return
         parameters = examples.parameters(self._scope)
         if self._modelled is None:  # after load_state_dict
-            same = sum(parameter.numel() for parameter in parameters) == len(self._anchor)
+            same = flat_size(parameters) == len(self._anchor)
         else:
             same = list(map(id, parameters)) == list(map(id, self._modelled))
         if not same:

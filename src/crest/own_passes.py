@@ -6,18 +6,18 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["is_ours", "ours"]
+__all__ = ["in_own_pass", "own_pass"]
 
 _state = threading.local()
 
 
-def is_ours() -> bool:
+def in_own_pass() -> bool:
     """Tell whether a pass of our own is under way in this thread."""
     return getattr(_state, "depth", 0) > 0
 
 
 @contextmanager
-def ours() -> Iterator[None]:
+def own_pass() -> Iterator[None]:
     """Mark the passes inside as our own.
 
     Yields:
