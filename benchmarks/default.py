@@ -30,13 +30,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import crest
+from crest import OnlineSelection
 from crest.lab.data.datasets import load_dataset
 from crest.lab.data.image_data import ImageData
 from crest.lab.data.views import ImageViews
 from crest.lab.networks.vision import build_network
 from crest.lab.run.freed_memory import keep_freed_memory
 from crest.lab.run.learning_rate import learning_rate_factor
-from crest.strategies import OnlineSelection
 
 CRITERION = nn.CrossEntropyLoss(reduction="none")
 NUM_HELD_OUT, BATCH_SIZE, LR = 5000, 64, 0.2
@@ -46,8 +46,8 @@ ROWS: dict[str, Callable[[int], Any]] = {
     "default": lambda steps: OnlineSelection(),
     "remembered gradients": lambda steps: crest.RememberedGradients(),
     "loss pruning": lambda steps: crest.LossPruning(num_steps=steps),
-    "only filter": lambda steps: OnlineSelection(rule="random", balance=0),
-    "only balance": lambda steps: OnlineSelection(rule="random", noise=0),
+    "only filter": lambda steps: OnlineSelection(rule="chance", balance=0),
+    "only balance": lambda steps: OnlineSelection(rule="chance", noise=0),
     "without filter": lambda steps: OnlineSelection(noise=0),
     "without balance": lambda steps: OnlineSelection(balance=0),
     "cover": lambda steps: OnlineSelection(rule="cover"),
@@ -55,7 +55,7 @@ ROWS: dict[str, Callable[[int], Any]] = {
     "cover, balanced": lambda steps: OnlineSelection(rule="cover", balance=1),
     "norm, balanced": lambda steps: OnlineSelection(rule="norm", balance=1),
     "norm, half balanced": lambda steps: OnlineSelection(rule="norm", balance=0.5),
-    "half balanced": lambda steps: OnlineSelection(rule="random", balance=0.5),
+    "half balanced": lambda steps: OnlineSelection(rule="chance", balance=0.5),
     "cover, half balanced": lambda steps: OnlineSelection(rule="cover", balance=0.5),
     "random, 0.9 of the steps": lambda steps: crest.Random(),
     "default, 0.9 of the steps": lambda steps: OnlineSelection(),

@@ -260,13 +260,14 @@ class CoresetLoader(NotCopied):
     ) -> None:
         """Tell the strategy what training computed for a batch.
 
-        `LossPruning` then needs no pass of its own, and `RememberedGradients` lives on it.
-        Strategies that do not learn from training ignore it, so that the loop can stay as it is.
+        A strategy that learns from training sees it by itself, in the forward and backward passes
+        of the loop; this is for loops that it cannot see, and ends the watching. Strategies that do
+        not learn from training ignore it.
 
         Args:
             losses: One loss per example, shape (m,), before weights and before `backward()`.
             outputs: What the losses were computed from, such as logits, shape (m, ...), of one
-                shape in all batches. Only `RememberedGradients` needs them.
+                shape in all batches. Not needed where losses alone are learned from.
             indices: Of the examples, int64, shape (m,), as they came with the batch: a batch that
                 is a mapping has them as `"sample_index"`, any other with `attach=`. None: those of
                 the batch that was handed out last, which is another one where batches are fetched

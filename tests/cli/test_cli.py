@@ -134,7 +134,7 @@ def test_runs_that_diverge_are_named_and_the_others_shown(tmp_path, capsys, monk
         ("run digits --option tau", "must look like subset_size=500; got 'tau'"),
         (
             "compare digits --strategies full --time-matched",
-            "random and crest, crest_paper or remembered; the plan has full",
+            "random and crest, crest_paper, online or remembered; the plan has full",
         ),
         (
             "run digits --diagnostics forgeting",

@@ -118,14 +118,22 @@ def test_observed_losses_cost_nothing():
 
 
 def test_a_loop_that_observes_nothing_pays_one_forward_pass_for_each_pruned_pass():
-    model = make_model()
-    loader = make_loader(LossPruning(), model=model, budget=1)
-    train(loader, model, epochs=4)
+    """Training is seen by itself, but not where another model is trained than the loader has."""
+    loader = make_loader(LossPruning(), model=make_model(), budget=1)
+    train(loader, make_model(), epochs=4)
     pruned = len(loader.history.records) - 1
     assert pruned >= 3
     assert loader.history.updates == pruned
     assert loader.history.passes["check"]["forward"] == pruned * N
     assert all(record["kept"] < N for record in loader.history.records[1:])
+
+
+def test_a_loop_that_is_seen_by_itself_pays_nothing():
+    model = make_model()
+    loader = make_loader(LossPruning(), model=model, budget=1)
+    train(loader, model, epochs=4)
+    assert loader.history.passes["check"]["forward"] == 0
+    assert any(record["kept"] < N for record in loader.history.records[1:])
 
 
 def test_observed_and_measured_losses_prune_alike_where_nothing_moves():

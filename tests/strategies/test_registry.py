@@ -51,6 +51,7 @@ def test_words_stay():
     assert set(WORDS) == {
         *("crest", "crest_paper", "greedy", "craig", "grad_match", "glister", "adacore"),
         *("loss_pruning", "selective_backprop", "remembered", "random", "sgd_dagger", "full"),
+        "online",
     }
 
 

@@ -21,7 +21,7 @@ __all__ = ["Memory", "Reached", "every_module", "is_of_torch", "reach"]
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # attributes that are no state of a forward pass
 _CONTAINERS = (list, dict, set, deque, tuple, OrderedDict, defaultdict, Counter)
-_PACKAGES = ("torch", "numpy", "crest")  # whose functions keep nothing of the user's
+_PACKAGES = ("torch", "numpy", __name__.partition(".")[0])  # whose functions keep nothing of yours
 _FEW = 64  # elements of a container that are looked into
 _MANY = 4096  # elements of a container that are remembered
 _LARGE = 2**24  # elements of an attribute that is watched, not copied

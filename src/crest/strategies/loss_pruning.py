@@ -50,10 +50,10 @@ class LossPruning:
     first pass is whole, and examples without a loss are kept: in a run of one pass all is as in
     `Random`. Batches of a pass that fill no group of accumulation come first in the next one.
 
-    Losses are those of training and cost nothing if the loop passes them on:
-    `loader.observe(losses)` after each forward pass. After a pass in which it was told none, the
-    strategy spends one forward pass over all examples. Records of the history tell how many
-    examples of a pass were `kept`.
+    Losses are those of training, which the loader sees in the loop by itself, at no cost; loops
+    that it cannot see call `loader.observe(losses)` after each forward pass. After a pass of which
+    it heard nothing, the strategy spends one forward pass over all examples. Records of the history
+    tell how many examples of a pass were `kept`.
 
     Args:
         prune_probability: r, in [0, 1). InfoBatch takes 0.5.

@@ -40,8 +40,8 @@ class RememberedGradients:
     Not in the paper. Whenever an example is trained on, the derivative of its loss by the output is
     known, p - y for cross-entropy. Of r random candidates m are picked that cover these remembered
     derivatives best, Eq. (5). So selection needs no pass over the data, and a step costs what a
-    random one costs. The loop passes on what it computes: `loader.observe(losses, outputs)` after
-    each forward pass and before `backward()`.
+    random one costs. The loader sees what the loop computes by itself; loops that it cannot see
+    call `loader.observe(losses, outputs)` after each forward pass and before `backward()`.
 
     Measured in docs/results/remembered.md: ahead of random mini-batches of the same cost in runs of
     a few passes, less far in longer ones, and level where labels are wrong.

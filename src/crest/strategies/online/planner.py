@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 __all__ = ["OnlinePlanner", "Situation"]
 
-_log = logging.getLogger("crest")
+_log = logging.getLogger(__name__)
 
 _RANDOM_STEPS = 64  # planned at once: a loop of which nothing is seen hears of it soon
 _PATIENCE = 1.5  # passes until examples that were not seen are missed
 _CLEAN = 0.04  # estimated share of wrong labels up to which labels count as clean
 _UNBALANCED = 3.0  # times the examples of the smallest class
 _FEW_CLASSES = 4  # up to here p - y has so few dimensions that a cover is a search for the hardest
-_EXPONENT = 0.5  # of the norm, where labels are wrong
+_EXPONENT = 0.5  # of the norm, by which candidates may be drawn
 _GROUPS_AT_ONCE = 64  # of candidates, whose sketches are picked from together
 
 
@@ -36,7 +36,7 @@ class Situation(NamedTuple):
     """What was found, and what is done about it.
 
     Attributes:
-        rule: `"cover"`, `"norm"` or `"random"`.
+        rule: `"cover"`, `"norm"` or `"chance"`.
         noise: Estimated share of wrong labels, None if unknown.
         imbalance: Examples of the largest class over those of the smallest, 1 without classes.
         balance: How far classes are balanced, in [0, 1].
@@ -154,12 +154,12 @@ class OnlinePlanner:
     def _choose_rule(self, most_noise: float, balance: float) -> str:
         memory = self._memory
         if not memory.num_outputs:
-            return "random"  # losses alone
+            return "chance"  # losses alone
         if self._settings.rule != "auto":
             return self._settings.rule
-        if balance > 0 or memory.num_outputs <= _FEW_CLASSES:
-            return "random"
-        return "norm" if most_noise > _CLEAN else "cover"
+        if balance > 0 or memory.num_outputs <= _FEW_CLASSES or most_noise > _CLEAN:
+            return "chance"
+        return "cover"
 
     def _estimate_noise(self, known: Tensor) -> tuple[float | None, float]:
         """Estimate among what is in play, and add what is left out and still contradicted.
@@ -214,7 +214,7 @@ class OnlinePlanner:
         again = self._again(len(candidates))
         per_batch = min(math.ceil(len(again) * m / max(len(candidates), 1)), m // 2)
         size = m - per_batch if len(again) else m
-        r = self._num_candidates if situation.rule != "random" else size
+        r = self._num_candidates if situation.rule != "chance" else size
         r = max(min(r, len(candidates)), size)
         count = max(len(candidates) // r, 1)
         accumulated = self._task.batches_per_step
@@ -253,7 +253,7 @@ class OnlinePlanner:
         return out[torch.randperm(len(out), generator=self._task.generator)[:count]]
 
     def _pick(self, rule: str, groups: Tensor, size: int) -> Tensor:
-        if rule == "random":
+        if rule == "chance":
             return torch.arange(size).expand(len(groups), size)
         if rule == "cover":
             return pick_cover(self._memory.sketch[groups], size)

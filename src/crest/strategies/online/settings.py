@@ -5,16 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from crest.checks import check_fields, number, one_of, optional, whole, word_or
 from crest.strategies.coresets import resolve_num_candidates
 from crest.strategies.online.planner import OnlinePlanner
 from crest.strategies.protocol import Planner, Task
+from crest.strategies.registry import register_strategy
 
 __all__ = ["OnlineSelection"]
 
 
+@register_strategy(
+    "online",
+    line="By what training itself shows, seen without a line in the loop, as the data asks",
+    needs=("losses", "outputs"),
+    style=("#cc79a7", "--"),
+    unselected="the first pass over the data is random",
+)
 @dataclass(frozen=True, kw_only=True)
 class OnlineSelection:
-    """Select from what training itself shows, which costs no pass of its own; the default.
+    """Select from what training itself shows, which costs no pass of its own.
 
     Nothing has to be told: the loader sees outputs and gradients in the loop by itself. The first
     pass is random. From then on, at the start of each region, the strategy reads the situation from
@@ -24,22 +33,22 @@ class OnlineSelection:
       (`left_out`), but for some that are looked at again;
     - whether classes are unbalanced (`imbalance`), and then draws rare ones more often;
     - which `rule` picks m of r candidates: a cover of the remembered gradients where labels are
-      clean, a milder draw by their norm where some are wrong, and chance where neither was found to
-      help: few classes, or long tails.
+      clean and classes many and balanced, and chance elsewhere, where to chase what is hard was
+      found to harm.
 
     Where a part cannot apply it is left out: without classes nothing is balanced or suspected, and
     for sequences the loss alone is remembered.
 
     Args:
-        rule: How candidates are picked. `"auto"` as told above; `"cover"`, `"norm"` or `"random"`
-            for one of the three throughout.
+        rule: How candidates are picked. `"auto"` as told above; `"cover"`, `"chance"`, or `"norm"`,
+            a draw by the root of the norm of remembered gradients, for one of the three throughout.
         noise: Share of wrong labels, in [0, 1). `"auto"` estimates it; 0 leaves nothing out.
         balance: How far classes are balanced, from 0, in proportion to the data, to 1, all alike.
             None: 1 where the largest class has three times the examples of the smallest or more.
         num_candidates: r, in [m, n]. None: four mini-batches, or n if that is less.
         second_look: Share of what is left out that is trained on again in a pass, in [0, 1].
-        if_unseen: What to do where nothing of training can be seen: `"error"`, or `"random"`
-            batches with one warning, as the loader's default does.
+        if_unseen: What to do where nothing of training can be seen: `"error"`, or `"go on"` with
+            random batches and one warning.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -49,24 +58,27 @@ class OnlineSelection:
         'auto'
     """
 
-    rule: Literal["auto", "cover", "norm", "random"] = "auto"
+    rule: Literal["auto", "cover", "norm", "chance"] = "auto"
     noise: float | Literal["auto"] = "auto"
     balance: float | None = None
     num_candidates: int | None = None
     second_look: float = 0.1
-    if_unseen: Literal["error", "random"] = "error"
+    if_unseen: Literal["error", "go on"] = "error"
+
+    def __post_init__(self) -> None:
+        check_fields(self, _RULES)
 
     def start(self, task: Task) -> Planner:
-        """Begin with a whole pass.
-
-        Args:
-            task: Sizes and randomness of the run.
-
-        Returns:
-            A planner at step 0.
-
-        Raises:
-            ValueError: If `num_candidates` does not fit the task.
-        """
+        """Begin a run, see `Strategy.start`."""
         r = resolve_num_candidates(self.num_candidates, task, batches=4)
         return OnlinePlanner(self, task, r)
+
+
+_RULES = {
+    "rule": one_of("auto", "cover", "norm", "chance"),
+    "noise": word_or("auto", number(0, 1, below=True)),
+    "balance": optional(number(0, 1)),
+    "num_candidates": optional(whole(1)),
+    "second_look": number(0, 1),
+    "if_unseen": one_of("error", "go on"),
+}
