@@ -78,7 +78,8 @@ class Feed:
         self.watch.settle()
         batch = self.watch.unseen_batch
         if batch is not None:  # the loop calls parts of the model by themselves
-            with contextlib.suppress(ValueError):  # there may be no layer to be found
+            # There may be no layer to be found, or the loop prepares batches by itself.
+            with contextlib.suppress(Exception):
                 head = self._observer.find_head(place(batch, self._observer.device))
                 self.watch.watch_head(head)
 

@@ -115,21 +115,33 @@ class Reader:
 
         Returns:
             The answers, in order.
+
+        Raises:
+            RuntimeError: If workers cannot be started.
         """
         self._queue[:] = requests
         if not all(worker.is_alive() for worker in getattr(self._iterator, "_workers", ())):
             self.end_workers()
+        try:
+            answers = self._opened_loader()
+        except RuntimeError as error:
+            if "is killed by signal" not in str(error):
+                raise
+            # Of an older worker: torch tells of it as soon as it hears, wherever that is.
+            answers = self._opened_loader()
+        self._iterator = answers
+        self._opened += 1
+        return self._answers(answers, self._opened)
+
+    def _opened_loader(self) -> Iterator[Any]:
         if self._loader is None:
             generator = torch.Generator().manual_seed(self._worker_seed)
             self._loader = DataLoader(**self._options, generator=generator)
         try:
-            answers = iter(self._loader)
+            return iter(self._loader)
         except BaseException:
             self.end_workers()
             raise
-        self._iterator = answers
-        self._opened += 1
-        return self._answers(answers, self._opened)
 
     def _answers(self, answers: Iterator[Any], number: int) -> Iterator[Any]:
         try:
