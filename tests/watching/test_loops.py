@@ -520,3 +520,51 @@ def test_with_numbers_equal_training_is_that_of_observing_by_hand():
         return [p.detach().clone() for p in model.parameters()]
 
     assert all(map(torch.equal, run(True), run(False)))
+
+
+def wrapped(model):
+    return torch.compile(model, backend="aot_eager", fullgraph=True)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("handed", ["compiled", "raw", "in place", "step"])
+def test_compiled_models_are_seen(handed):
+    torch._dynamo.reset()
+    model = make_model()
+    if handed == "in place":
+        model.compile(backend="aot_eager", fullgraph=True)
+    called = wrapped(model) if handed in ("compiled", "raw") else model
+    loop = Loop(model, handed=called if handed == "compiled" else model)
+
+    def forward(x, y, w):
+        return crest.weighted_mean(cross_entropy(called(x), y), w)
+
+    if handed == "step":
+        forward = torch.compile(forward, backend="aot_eager")
+
+    def step(loop, x, y, w):
+        loop.truth.note(x)
+        forward(x, y, w).backward()
+        loop.update()
+
+    loop.run(step)
+    assert loop.rows_taken_in == loop.rows_trained_on
+
+
+def test_a_model_in_distributed_data_parallel_is_seen(tmp_path):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    try:
+        model = make_model()
+        called = nn.parallel.DistributedDataParallel(model)
+
+        def step(loop, x, y, w):
+            loop.truth.note(x)
+            backward(loop, called(x), y, w)
+            loop.update()
+
+        loop = Loop(model, handed=called).run(step)
+        assert loop.rows_taken_in == loop.rows_trained_on
+    finally:
+        torch.distributed.destroy_process_group()

@@ -333,7 +333,7 @@ class _WeakHook:
         if watch is None or _is_traced():
             return None
         if torch.compiler.is_compiling():
-            if self._method != "_leave" or output is None:
+            if self._method == "_enter":
                 return None
             return tapped_output(watch._number, _tensors(args, kwargs), output)
         return getattr(watch, self._method)(args, kwargs, output)

@@ -98,15 +98,15 @@ def _(gradient: Tensor, call: Tensor, number: int) -> Tensor:
     return torch.empty_like(gradient)
 
 
-def _save(context: Any, inputs: Any, output: Any) -> None:
-    context.save_for_backward(output[1])
-    context.number = inputs[2]
-    context.num_inputs = len(inputs[1])
+def _save(ctx: Any, inputs: Any, output: Any) -> None:  # torch asks for these names
+    ctx.save_for_backward(output[1])
+    ctx.number = inputs[2]
+    ctx.num_inputs = len(inputs[1])
 
 
-def _backward(context: Any, gradient: Tensor, _: Any) -> Any:
-    (call,) = context.saved_tensors
-    return _tap_back(gradient, call, context.number), [None] * context.num_inputs, None
+def _backward(ctx: Any, gradient: Tensor, _: Any) -> Any:
+    (call,) = ctx.saved_tensors
+    return _tap_back(gradient, call, ctx.number), [None] * ctx.num_inputs, None
 
 
 _tap.register_autograd(_backward, setup_context=_save)
