@@ -116,16 +116,23 @@ def wait_for_a_moment(log: Path, child: int, targets: set[Run], chance: random.R
 
 
 def check_going_on(found: list[Event]) -> list[str]:
-    """See that each run begins where it was saved last."""
+    """See that each run begins where it was saved last, and that one process trains it."""
     faults, saved, saving = [], Counter[Run](), Counter[Run]()
     for strategy, seed, what, step in found:
         run = strategy, seed
         if what == "saves":
+            if step <= saving[run]:
+                faults.append(f"{strategy}, seed {seed} was trained by two at step {step}")
             saving[run] = step
         elif what == "saved":
             saved[run] = step
-        elif what == "begins" and step not in (saved[run], saving[run]):
-            faults.append(f"{strategy}, seed {seed} began at {step}; saved were {saved[run]}")
+        elif what == "begins":
+            if step not in (saved[run], saving[run]):
+                faults.append(
+                    f"{strategy}, seed {seed} began at {step}; saved were {saved[run]}, and "
+                    f"{saving[run]} was under way"
+                )
+            saved[run] = saving[run] = step  # even if the process ended before it said so
     return faults
 
 
