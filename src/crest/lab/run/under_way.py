@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from crest.lab.run.files import Lock, remove_partial_files
+from crest.lab.run.interrupts import Interrupts
 
 __all__ = ["UnderWay", "stopped_runs"]
 
@@ -49,12 +50,12 @@ class UnderWay:
             Whether no other process trains it.
         """
         lock = Lock(self._folder / f"{self._name}.lock")
-        if not lock.take():
-            yield False
-            return
         try:
-            remove_partial_files(self._folder, self._name)
-            yield True
+            with Interrupts():  # none between the file and what removes it
+                is_taken = lock.take()
+            if is_taken:
+                remove_partial_files(self._folder, self._name)
+            yield is_taken
         finally:
             lock.release()
 
