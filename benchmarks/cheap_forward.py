@@ -126,11 +126,16 @@ def train_all(
             print("time is up; the same command goes on from here")
             return
         records.append({**of, **train(data, row, of["seed"], arguments)})
-        lines = ",\n".join(json.dumps(record) for record in records)
-        partial_file = arguments.out.with_suffix(".partial")
-        partial_file.write_text(f"[\n{lines}\n]\n")
-        partial_file.replace(arguments.out)
-        print(json.dumps(records[-1]), flush=True)
+        keep(records, arguments.out)
+
+
+def keep(records: list[dict[str, Any]], path: Path) -> None:
+    """Write the records of finished runs, one line each, and print the newest."""
+    lines = ",\n".join(json.dumps(record) for record in records)
+    partial_file = path.with_suffix(".partial")
+    partial_file.write_text(f"[\n{lines}\n]\n")
+    partial_file.replace(path)
+    print(json.dumps(records[-1]), flush=True)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import statistics
 import time
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cheap_forward import keep, read
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -221,15 +221,7 @@ def run_all(arguments: argparse.Namespace) -> None:
             kept[situation] = load(situation, arguments.data_dir, arguments.set == "held-out")
         data, true = kept[situation]
         records.append(of | train(data, true, row, seed, arguments.passes, arguments.lr))
-        lines = ",\n".join(json.dumps(record) for record in records)
-        partial = arguments.out.with_suffix(".partial")
-        partial.write_text(f"[\n{lines}\n]\n")
-        partial.replace(arguments.out)
-        print(json.dumps(records[-1]), flush=True)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return json.loads(path.read_text()) if path.exists() else []
+        keep(records, arguments.out)
 
 
 def show(records: list[dict[str, Any]]) -> None:
@@ -237,7 +229,10 @@ def show(records: list[dict[str, Any]]) -> None:
     groups: dict[tuple[Any, ...], dict[str, dict[int, dict[str, Any]]]] = {}
     for record in records:
         key = (record["set"], record["passes"], record["situation"])
-        groups.setdefault(key, {}).setdefault(record["row"], {})[record["seed"]] = record
+        row = record["row"]
+        if row != "random" and "version" in record:  # of the code, in records kept before a change
+            row = f"{row} ({record['version']})"
+        groups.setdefault(key, {}).setdefault(row, {})[record["seed"]] = record
     for key, rows in sorted(groups.items(), key=str):
         print(f"\n{key[0]}, {key[1]:g} passes, {key[2]}")
         for row, runs in rows.items():
@@ -256,7 +251,7 @@ def show(records: list[dict[str, Any]]) -> None:
             extra += f" noise {statistics.fmean(noise):.1f} %" if noise else ""
             seconds = statistics.fmean(run["seconds"] for run in runs.values())
             print(
-                f"  {row:28} {plus_minus(values)}  minus random {plus_minus(differences)}  "
+                f"  {row:60} {plus_minus(values)}  minus random {plus_minus(differences)}  "
                 f"{seconds:5.0f} s  {extra}"
             )
 
