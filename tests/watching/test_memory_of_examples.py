@@ -51,9 +51,9 @@ def test_later_looks_are_averaged_in():
     second, _ = make(1)
     one, p, _ = told(first, targets, indices, memory)
     two, q, _ = told(second, targets, indices, memory)
-    assert torch.allclose(memory.loss, 0.7 * one + 0.3 * two)
+    assert torch.allclose(memory.loss, (one + two) / 2)
     rows = torch.arange(N)
-    expected = 0.7 * p[rows, targets] + 0.3 * q[rows, targets]
+    expected = (p + q)[rows, targets] / 2
     assert torch.allclose(memory.p_given, expected, atol=1e-6)
     assert (memory.times_seen == 2).all()
 
@@ -64,7 +64,7 @@ def test_a_rival_gives_way_once_another_has_become_stronger():
     told(torch.tensor([[0.0, 3.0, 0.0]]), targets, index, memory)
     assert int(memory.other[0]) == 1
     told(torch.tensor([[0.0, 0.0, 3.0]]), targets, index, memory)
-    assert int(memory.other[0]) == 1  # 0.7 of the old is more than 0.3 of the new
+    assert int(memory.other[0]) == 1  # as strong as the new: it stays
     for _ in range(3):
         told(torch.tensor([[0.0, 0.0, 3.0]]), targets, index, memory)
     assert int(memory.other[0]) == 2

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crest.watching.audit import Predictions
+
 __all__ = ["ExampleMemory"]
 
 _COLUMNS = 32  # of a derivative that are kept; more outputs are sketched
-_KEPT = 0.7  # of an old average, when an example is seen again
+_KEPT = 0.5  # of an old average, when an example is seen again
 
 _FIELDS: dict[str, tuple[torch.dtype, float]] = {
     "times_seen": (torch.int32, 0),
@@ -22,6 +24,7 @@ _FIELDS: dict[str, tuple[torch.dtype, float]] = {
     "other": (torch.int32, -1),
     "p_given": (torch.float32, math.nan),
     "p_other": (torch.float32, math.nan),
+    "behind": (torch.float16, math.nan),
 }
 
 
@@ -43,6 +46,8 @@ class ExampleMemory:
         other: Strongest rival of that class, int32, shape (n,).
         p_given: Smoothed probability of `given`, float32, shape (n,).
         p_other: Smoothed probability of `other`, float32, shape (n,).
+        behind: Smoothed share of the other classes that were likelier than `given`, float16, shape
+            (n,).
         sketch: The last derivative by the outputs: as it is up to 32 entries, else its products
             with random signs, which keep distances (Johnson & Lindenstrauss 1984); float16, shape
             (n, at most 32).
@@ -60,6 +65,7 @@ class ExampleMemory:
     other: Tensor
     p_given: Tensor
     p_other: Tensor
+    behind: Tensor
 
     def __init__(self, num_examples: int) -> None:
         self._num_examples = num_examples
@@ -85,6 +91,18 @@ class ExampleMemory:
         older passes counting less.
         """
         return self.p_given - self.p_other
+
+    def predictions(self, rows: Tensor) -> Predictions:
+        """Collect what is kept of the predictions for some examples.
+
+        Args:
+            rows: Of examples that were seen, int64, shape (k,).
+
+        Returns:
+            Shapes (k,).
+        """
+        fields = (self.given, self.other, self.p_given, self.p_other, self.behind)
+        return Predictions(*(field[rows] for field in fields), num_classes=self.num_outputs)
 
     def tell(self, indices: Tensor, losses: Tensor) -> None:
         """Hear the losses of a mini-batch.
@@ -150,17 +168,28 @@ class ExampleMemory:
                 + (rivals.clamp(max=0).where(rivals > -math.inf, 0)).sum(1).abs()
             )
             digest["off"] = off
+            likelier = (rivals > 1 + least[:, None]).sum(1)
+            digest["behind"] = likelier.float() / (errors.shape[1] - 1)
         return digest
+
+    def sketch_of_classes(self) -> Tensor:
+        """Sketch the one-hot vector of each class, float32, shape (C, columns of `sketch`)."""
+        if self.num_outputs <= _COLUMNS:
+            return torch.eye(self.num_outputs)
+        return self._draw_signs(self.num_outputs)
 
     def _sketched(self, errors: Tensor) -> Tensor:
         c = errors.shape[1]
         if c <= _COLUMNS:
             return errors
         if self._signs is None or self._signs.device != errors.device:
-            generator = torch.Generator().manual_seed(c)
-            signs = torch.randint(2, (c, _COLUMNS), generator=generator).float() * 2 - 1
-            self._signs = (signs / math.sqrt(_COLUMNS)).to(errors.device)
+            self._signs = self._draw_signs(c).to(errors.device)
         return errors @ self._signs
+
+    def _draw_signs(self, c: int) -> Tensor:
+        generator = torch.Generator().manual_seed(c)
+        signs = torch.randint(2, (c, _COLUMNS), generator=generator).float() * 2 - 1
+        return signs / math.sqrt(_COLUMNS)
 
     def _take_losses(self, indices: Tensor, losses: Tensor, now: int) -> None:
         losses = losses.float().cpu()
@@ -191,6 +220,7 @@ class ExampleMemory:
         new = ~same_label  # never seen, or its label was corrected
         self.given[indices] = digest["given"].int()
         self._average("p_given", indices, digest["p_given"], new)
+        self._average("behind", indices, digest["behind"].half(), new)
         self._follow_rival(indices, digest["other"].int(), digest["p_other"], new)
 
     def _average(self, name: str, indices: Tensor, values: Tensor, new: Tensor) -> None:

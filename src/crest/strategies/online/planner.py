@@ -13,7 +13,7 @@ from torch import Tensor
 from crest.pool import Deck
 from crest.strategies.online.rules import class_shares, draw_by_norm, pick_cover, repeats
 from crest.strategies.protocol import Examples, MiniBatch, Region, Task
-from crest.watching.audit import estimate_label_noise, suspicious
+from crest.watching.audit import LabelNoise, estimate_label_noise, wrong_label_chance
 from crest.watching.examples import ExampleMemory
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ _log = logging.getLogger(__name__)
 
 _RANDOM_STEPS = 64  # planned at once: a loop of which nothing is seen hears of it soon
 _PATIENCE = 1.5  # passes until examples that were not seen are missed
-_CLEAN = 0.04  # estimated share of wrong labels up to which labels count as clean
+_CLEAN = 0.05  # estimated share of wrong labels up to which labels count as clean
+_DOUBT = 0.5  # chance of a wrong label beyond which an example is left out
 _UNBALANCED = 3.0  # times the examples of the smallest class
 _FEW_CLASSES = 4  # up to here p - y has so few dimensions that a cover is a search for the hardest
 _EXPONENT = 0.5  # of the norm, by which candidates may be drawn
@@ -65,6 +66,9 @@ class OnlinePlanner:
         self._deck = Deck(task.num_examples, task.generator)
         self._drawn = 0  # examples planned so far
         self._left_out = torch.zeros(task.num_examples, dtype=torch.bool)
+        self._doubt = torch.zeros(task.num_examples)  # chance that a label is wrong
+        self._noise: LabelNoise | None = None
+        self._estimates = 0  # of it
         self._gave_up = False
         self._has_warned = False
         self._said: tuple[Any, ...] = ()
@@ -73,6 +77,10 @@ class OnlinePlanner:
     def active(self) -> Tensor:
         """Which examples are not left out, bool, shape (n,)."""
         return ~self._left_out
+
+    @property
+    def _pass(self) -> int:
+        return self._drawn // self._task.num_examples
 
     def observe(self, indices: Tensor, losses: Tensor) -> None:
         """Hear the losses of a mini-batch that was trained on."""
@@ -96,7 +104,7 @@ class OnlinePlanner:
             ValueError: If nothing was seen and that is an error.
         """
         n = self._task.num_examples
-        self._memory.take_in(self._drawn // n)
+        self._memory.take_in(self._pass)
         known = self._memory.known
         unknown = n - int(known.sum())
         if self._drawn and unknown == n and not self._task.is_preview:
@@ -131,9 +139,9 @@ class OnlinePlanner:
 
     def _read_situation(self, known: Tensor) -> Situation:
         settings, memory = self._settings, self._memory
-        has_classes = memory.num_outputs > 1 and memory.is_cross_entropy
-        noise, most, imbalance, balance = None, 0.0, 1.0, 0.0
-        if has_classes:
+        imbalance, balance = 1.0, 0.0
+        noise = None
+        if memory.num_outputs > 1 and memory.is_cross_entropy:
             counts = memory.given[known].bincount()
             counts = counts[counts > 0]
             imbalance = float(counts.max()) / float(counts.min())
@@ -141,49 +149,56 @@ class OnlinePlanner:
             if settings.balance is not None:
                 balance = settings.balance
             if settings.noise != "auto":
-                noise = most = settings.noise
+                noise = LabelNoise.of_any_class(settings.noise)
             elif imbalance < _UNBALANCED:  # else rare classes are contradicted, right or wrong
-                noise, most = self._estimate_noise(known)
-        self._left_out = torch.zeros_like(known)
-        if noise is not None and (noise > _CLEAN or settings.noise != "auto"):
-            self._left_out = suspicious(memory.margin, noise, known)
-        situation = Situation(self._choose_rule(most, balance), noise, imbalance, balance)
+                noise = self._estimate_noise(known)
+        self._doubt = torch.zeros(len(known))
+        if noise is not None and (noise.share > _CLEAN or settings.noise != "auto"):
+            rows = known.nonzero().squeeze(1)
+            self._doubt[rows] = wrong_label_chance(memory.predictions(rows), noise)
+        self._noise, self._left_out = noise, self._doubt > _DOUBT
+        share = None if noise is None else noise.share
+        situation = Situation(self._choose_rule(balance), share, imbalance, balance)
         self._say(situation)
         return situation
 
-    def _choose_rule(self, most_noise: float, balance: float) -> str:
+    def _choose_rule(self, balance: float) -> str:
         memory = self._memory
         if not memory.num_outputs:
             return "chance"  # losses alone
         if self._settings.rule != "auto":
             return self._settings.rule
-        if balance > 0 or memory.num_outputs <= _FEW_CLASSES or most_noise > _CLEAN:
+        if balance > 0 or memory.num_outputs <= _FEW_CLASSES:
             return "chance"
         return "cover"
 
-    def _estimate_noise(self, known: Tensor) -> tuple[float | None, float]:
-        """Estimate among what is in play, and add what is left out and still contradicted.
+    def _estimate_noise(self, known: Tensor) -> LabelNoise | None:
+        """Estimate from what is in play, and from those of the rest that were looked at again.
 
-        What is left out was what the model contradicts most; it would be missed in an estimate from
-        what is seen, and is shown too seldom to stand for itself.
+        What is left out was what the model contradicts most: it would be missed. Each that was seen
+        within a pass stands for as many as were not. Estimates are averaged over the run: labels do
+        not change while a model learns them by heart.
 
         Args:
             known: What was seen at all, bool, shape (n,).
 
         Returns:
-            Share of all known, None if too few are; and the largest that fits what was seen.
+            The estimate, None if too few are known.
         """
-        memory = self._memory
-        still_out = self._left_out & (memory.margin < 0)
-        rest = known & ~still_out
-        estimate = estimate_label_noise(memory.p_given[rest], memory.p_other[rest])
-        if estimate is None:
-            return None, 0.0
-        share_out = int(still_out.sum()) / int(known.sum())
-        share, most = (
-            share_out + (1 - share_out) * part for part in (estimate.share, estimate.most)
-        )
-        return share, most
+        out = self._left_out
+        again = (out & (self._memory.seen_at >= self._pass - 1)).nonzero().squeeze(1)
+        if out.any() and (not len(again) or not self._settings.second_look):
+            return self._noise  # nothing new is known of what is left out
+        rows = torch.cat([(known & ~out).nonzero().squeeze(1), again])
+        weights = torch.ones(len(rows))
+        weights[len(rows) - len(again) :] = int(out.sum()) / max(len(again), 1)
+        new = estimate_label_noise(self._memory.predictions(rows), weights)
+        if new is None:
+            return self._noise
+        self._estimates += 1
+        if self._noise is None:
+            return new
+        return self._noise.averaged(new, 1 / self._estimates)
 
     def _say(self, situation: Situation) -> None:
         said = (situation.rule, round(situation.noise or 0.0, 2), situation.balance)
@@ -211,7 +226,7 @@ class OnlinePlanner:
         """Cut a pass over what is in play into groups of candidates, and pick from each."""
         m = self._task.batch_size
         candidates = self._candidates(situation, known)
-        again = self._again(len(candidates))
+        again = self._again()
         per_batch = min(math.ceil(len(again) * m / max(len(candidates), 1)), m // 2)
         size = m - per_batch if len(again) else m
         r = self._num_candidates if situation.rule != "chance" else size
@@ -246,7 +261,7 @@ class OnlinePlanner:
             pool = pool.repeat_interleave(repeats(rates, self._task.generator))
         return pool[torch.randperm(len(pool), generator=self._task.generator)]
 
-    def _again(self, num_candidates: int) -> Tensor:
+    def _again(self) -> Tensor:
         """Choose what is looked at again of what is left out, in random order."""
         out = self._left_out.nonzero().squeeze(1)
         count = math.ceil(self._settings.second_look * len(out))
@@ -256,9 +271,29 @@ class OnlinePlanner:
         if rule == "chance":
             return torch.arange(size).expand(len(groups), size)
         if rule == "cover":
-            return pick_cover(self._memory.sketch[groups], size)
+            return pick_cover(self._expected_errors(groups), size)
         norms = self._memory.norm[groups].nan_to_num(nan=1.0)
         return draw_by_norm(norms, size, _EXPONENT, self._task.generator)
+
+    def _expected_errors(self, groups: Tensor) -> Tensor:
+        """Derivatives by the outputs, as far as labels are likely right.
+
+        A label that is wrong by chance q is the rival with that chance: p - y in expectation.
+
+        Args:
+            groups: Example indices, shape (groups, r).
+
+        Returns:
+            Float32, shape (groups, r, d).
+        """
+        memory = self._memory
+        errors = memory.sketch[groups].float()
+        if not self._doubt.any():
+            return errors
+        doubt = self._doubt[groups].unsqueeze(-1)
+        classes = memory.sketch_of_classes()
+        given, other = memory.given[groups].long(), memory.other[groups].long()
+        return errors + doubt * (classes[given] - classes[other])
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is remembered, and where in the pass the run is."""
@@ -268,6 +303,8 @@ class OnlinePlanner:
             "drawn": self._drawn,
             "left_out": self._left_out.clone(),
             "gave_up": self._gave_up,
+            "estimates": self._estimates,
+            "noise": None if self._noise is None else tuple(self._noise),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -277,3 +314,6 @@ class OnlinePlanner:
         self._drawn = state["drawn"]
         self._left_out = state["left_out"].clone()
         self._gave_up = state["gave_up"]
+        self._estimates = state["estimates"]
+        noise = state["noise"]
+        self._noise = None if noise is None else LabelNoise(*noise)
