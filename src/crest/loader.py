@@ -35,7 +35,7 @@ from crest.order import (
 from crest.randomness import preserved_order, preserved_random_state
 from crest.reader import Reader, place
 from crest.resume import GeneratorState, NotCopied, OrderState, check_state, new_state, take_up
-from crest.strategies import Crest, Strategy
+from crest.strategies import OnlineSelection, Strategy
 from crest.strategies.protocol import (
     Excludes,
     MiniBatch,
@@ -75,7 +75,7 @@ class CoresetLoader(NotCopied):
             batch)`, told by the name of the first argument. Returns one loss per example.
         strategy: How mini-batches are picked, as an object or by its word, such as `"greedy"`:
             `crest.registered_strategies()` lists them, a word takes the defaults, and subsets of
-            the size of the budget. `Crest()` if None.
+            the size of the budget. None: `OnlineSelection(if_unseen="go on")`.
         budget: Share of the batches of `train_loader` in one epoch of this loader, in (0, 1].
         batch_size: m. None: that of `train_loader`.
         accumulation_steps: Batches accumulated for one optimizer step; an epoch is a whole number
@@ -139,7 +139,7 @@ class CoresetLoader(NotCopied):
             strategy = make_strategy(strategy, budget=check("budget", budget, BUDGET))
         options = self._options = LoaderOptions(
             loss_fn=loss_fn,
-            strategy=Crest() if strategy is None else strategy,
+            strategy=OnlineSelection(if_unseen="go on") if strategy is None else strategy,
             budget=budget,
             batch_size=default_batch_size(train_loader) if batch_size is None else batch_size,
             accumulation_steps=accumulation_steps,

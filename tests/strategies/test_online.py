@@ -79,7 +79,7 @@ def test_wrong_labels_are_estimated_and_left_out():
     inputs, given, wrong = make_data(n=6000, noise=0.2)
     loader = run(OnlineSelection(), (inputs, given), epochs=6, batch_size=50)
     record = last(loader)
-    assert record["noise"] == pytest.approx(0.2, abs=0.05)
+    assert record["noise"] == pytest.approx(0.2, abs=0.07)
     out = ~loader.active
     assert int((out & wrong).sum()) / int(out.sum()) > 0.85  # precision
     assert int((out & wrong).sum()) / int(wrong.sum()) > 0.8  # recall

@@ -11,12 +11,12 @@ from crest.lab.optional import require
 from crest.report.comparison_figure import plot_comparison
 from crest.report.comparison_table import format_table
 from crest.report.summary import verdict
-from crest.strategies import Crest, Full, Random, registered_strategies
+from crest.strategies import Full, OnlineSelection, Random, registered_strategies
 from crest.strategies.registry import word_of
 
 __all__ = ["add_to"]
 
-_DEFAULT = [word_of(Crest), word_of(Random), word_of(Full)]
+_DEFAULT = [word_of(OnlineSelection), word_of(Random), word_of(Full)]
 
 
 def add_to(commands: Any) -> None:

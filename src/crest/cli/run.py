@@ -8,7 +8,7 @@ from typing import Any
 from crest.cli.training import add_options, train_all
 from crest.cli.words import listed
 from crest.report.comparison_table import format_table
-from crest.strategies import Crest, registered_strategies
+from crest.strategies import OnlineSelection, registered_strategies
 from crest.strategies.registry import word_of
 
 __all__ = ["add_to"]
@@ -24,8 +24,8 @@ def add_to(commands: Any) -> None:
     parser.add_argument(
         "--strategy",
         metavar="NAME",
-        default=word_of(Crest),
-        help=f"{listed(registered_strategies())} (default: {word_of(Crest)})",
+        default=word_of(OnlineSelection),
+        help=f"{listed(registered_strategies())} (default: {word_of(OnlineSelection)})",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     parser.set_defaults(command=_run)

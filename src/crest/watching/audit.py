@@ -11,6 +11,8 @@ __all__ = ["LabelNoise", "Predictions", "estimate_label_noise", "wrong_label_cha
 
 _SUREST = 0.05  # share of the predictions that are looked at, of all and of each class
 _FEWEST = 50  # of these, for a share to mean something
+_FEWEST_OF_CLASS = 10
+_TIE = 1e-3  # of ranks, kept in half precision
 _CONFUSED = 2.0  # times as often one way as the other: a model's own confusions may be so uneven
 _ERRORS = 2.0  # standard errors beyond that, for labels to be moved on purpose
 
@@ -61,26 +63,6 @@ class LabelNoise(NamedTuple):
         """Say that a share of the labels is any other class."""
         return cls(share, share, torch.empty(0, dtype=torch.int64), torch.empty(0))
 
-    def averaged(self, new: LabelNoise, share: float) -> LabelNoise:
-        """Move towards another estimate.
-
-        Args:
-            new: The other.
-            share: Of it, in [0, 1].
-
-        Returns:
-            The average.
-        """
-        pairs, place = torch.cat([self.pairs, new.pairs]).unique(return_inverse=True)
-        rates = torch.zeros(len(pairs))
-        rates.index_add_(0, place, torch.cat([(1 - share) * self.rates, share * new.rates]))
-        return LabelNoise(
-            (1 - share) * self.share + share * new.share,
-            (1 - share) * self.uniform + share * new.uniform,
-            pairs,
-            rates,
-        )
-
     def rate_of(self, true: Tensor, given: Tensor, num_classes: int) -> Tensor:
         """Look up how often a class is labelled as another beyond chance, shape of `true`."""
         if not len(self.pairs):
@@ -90,7 +72,7 @@ class LabelNoise(NamedTuple):
         return torch.where(self.pairs[place] == wanted, self.rates[place], 0.0)
 
 
-def estimate_label_noise(seen: Predictions, weights: Tensor | None = None) -> LabelNoise | None:
+def estimate_label_noise(seen: Predictions) -> LabelNoise | None:
     """Estimate how many labels are wrong from where the model is surest.
 
     Surest predictions are as the anchor points of Patrini et al. (CVPR 2017): what contradicts them
@@ -104,34 +86,29 @@ def estimate_label_noise(seen: Predictions, weights: Tensor | None = None) -> La
 
     Args:
         seen: Of k examples.
-        weights: How many examples each stands for, shape (k,). None: one.
 
     Returns:
         The estimate; None if there are too few examples.
     """
     k, c = len(seen.given), seen.num_classes
-    if int(_SUREST * k) < _FEWEST:
+    count = int(_SUREST * k)
+    if count < _FEWEST:
         return None
-    weights = torch.ones(k) if weights is None else weights.float()
-    sureness = torch.maximum(seen.p_given, seen.p_other)
-    order = sureness.argsort(descending=True)
-    surest = order[weights[order].cumsum(0) <= _SUREST * float(weights.sum())]
-    rank, middle = seen.behind[surest].double() * (c - 1), c / 2
-    half = (rank > middle + 1e-3).double() + 0.5 * ((rank - middle).abs() <= 1e-3).double()
-    uniform = min(2 * float((half * weights[surest]).sum() / weights[surest].sum()), 1.0)
-    pairs, rates, shares = _moved_labels(seen, weights, order, uniform / max(c - 1, 1))
-    share = min(uniform + float((rates * shares).sum()), 1.0)
-    return LabelNoise(share, uniform, pairs, rates)
+    order = torch.maximum(seen.p_given, seen.p_other).argsort(descending=True)
+    rank, middle = seen.behind[order[:count]].double() * (c - 1), c / 2
+    half = (rank > middle + _TIE).double() + 0.5 * ((rank - middle).abs() <= _TIE).double()
+    uniform = min(2 * float(half.mean()), 1.0)
+    pairs, rates, shares = _moved_labels(seen, order, uniform / max(c - 1, 1))
+    return LabelNoise(min(uniform + float(rates @ shares), 1.0), uniform, pairs, rates)
 
 
 def _moved_labels(
-    seen: Predictions, weights: Tensor, order: Tensor, chance: float
+    seen: Predictions, order: Tensor, chance: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Find the pairs of classes of which one is labelled as the other.
 
     Args:
         seen: Of k examples.
-        weights: Shape (k,).
         order: The k examples, surest first.
         chance: Rate of each wrong class in labels of any class.
 
@@ -139,30 +116,25 @@ def _moved_labels(
         Pairs and rates as of `LabelNoise`, and the share of the true class among all predictions.
     """
     c = seen.num_classes
+    order = order[seen.predicted[order].argsort(stable=True)]  # by class, surest first
     predicted = seen.predicted[order]
-    by_class = predicted.argsort(stable=True)
-    rows = order[by_class]
-    predicted, w = predicted[by_class], weights[rows].double()
-    totals = torch.zeros(c, dtype=torch.float64).index_add_(0, predicted, w)
-    before = totals.cumsum(0) - totals
-    place = w.cumsum(0) - before[predicted]  # weight of the surest of its class up to here
-    top = place <= torch.clamp(_SUREST * totals, min=10.0)[predicted]
-    predicted, given, w = predicted[top], seen.given[rows][top].long(), w[top]
-    sizes = torch.zeros(c, dtype=torch.float64).index_add_(0, predicted, w)
-    pairs, inverse = (predicted * c + given)[given != predicted].unique(return_inverse=True)
-    counts = torch.zeros(len(pairs), dtype=torch.float64)
-    counts.index_add_(0, inverse, w[given != predicted])
+    totals = predicted.bincount(minlength=c)
+    place = torch.arange(len(order)) - (totals.cumsum(0) - totals)[predicted]
+    top = place < (_SUREST * totals).clamp(min=_FEWEST_OF_CLASS)[predicted]
+    predicted, given = predicted[top], seen.given[order[top]].long()
+    sizes = predicted.bincount(minlength=c).clamp(min=1)
+    pairs, counts = (predicted * c + given)[given != predicted].unique(return_counts=True)
     true, label = pairs // c, pairs % c
-    there = counts / sizes[true]
-    if not len(pairs):
-        return pairs, there.float(), there.float()
     reverse = label * c + true
-    spot = torch.searchsorted(pairs, reverse).clamp(max=len(pairs) - 1)
-    back = torch.where(pairs[spot] == reverse, counts[spot] / sizes[label].clamp(min=1), 0.0)
-    error = (there / sizes[true] + back / sizes[label].clamp(min=1)).sqrt()
-    moved = there - _CONFUSED * back - _ERRORS * error > 0
+    back_count = torch.zeros_like(counts)
+    if len(pairs):
+        spot = torch.searchsorted(pairs, reverse).clamp(max=len(pairs) - 1)
+        back_count = torch.where(pairs[spot] == reverse, counts[spot], 0)
+    there, back = counts / sizes[true], back_count / sizes[label]
+    error = (there / sizes[true] + back / sizes[label]).sqrt()
+    moved = there - _CONFUSED * back > _ERRORS * error
     rates = (there - back - chance)[moved].clamp(min=0)
-    return pairs[moved], rates.float(), (totals / totals.sum())[true[moved]].float()
+    return pairs[moved], rates, (totals / totals.sum())[true[moved]]
 
 
 def wrong_label_chance(seen: Predictions, noise: LabelNoise) -> Tensor:

@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 _RANDOM_STEPS = 64  # planned at once: a loop of which nothing is seen hears of it soon
 _PATIENCE = 1.5  # passes until examples that were not seen are missed
 _CLEAN = 0.05  # estimated share of wrong labels up to which labels count as clean
+_TRUSTED = 2  # passes after which doubt is strong enough to leave examples out
 _DOUBT = 0.5  # chance of a wrong label beyond which an example is left out
 _UNBALANCED = 3.0  # times the examples of the smallest class
 _FEW_CLASSES = 4  # up to here p - y has so few dimensions that a cover is a search for the hardest
@@ -68,7 +69,6 @@ class OnlinePlanner:
         self._left_out = torch.zeros(task.num_examples, dtype=torch.bool)
         self._doubt = torch.zeros(task.num_examples)  # chance that a label is wrong
         self._noise: LabelNoise | None = None
-        self._estimates = 0  # of it
         self._gave_up = False
         self._has_warned = False
         self._said: tuple[Any, ...] = ()
@@ -116,7 +116,7 @@ class OnlinePlanner:
                 record: dict[str, Any] = {"updated": False, "selected": False}
             else:
                 situation = self._read_situation(known)
-                batches = self._selected_batches(situation, known)
+                batches = self._selected_batches(situation)
                 record = {
                     "updated": True,
                     "selected": True,
@@ -156,7 +156,8 @@ class OnlinePlanner:
         if noise is not None and (noise.share > _CLEAN or settings.noise != "auto"):
             rows = known.nonzero().squeeze(1)
             self._doubt[rows] = wrong_label_chance(memory.predictions(rows), noise)
-        self._noise, self._left_out = noise, self._doubt > _DOUBT
+        self._noise = noise
+        self._left_out = (self._doubt > _DOUBT) & (self._pass >= _TRUSTED)
         share = None if noise is None else noise.share
         situation = Situation(self._choose_rule(balance), share, imbalance, balance)
         self._say(situation)
@@ -173,11 +174,7 @@ class OnlinePlanner:
         return "cover"
 
     def _estimate_noise(self, known: Tensor) -> LabelNoise | None:
-        """Estimate from what is in play, and from those of the rest that were looked at again.
-
-        What is left out was what the model contradicts most: it would be missed. Each that was seen
-        within a pass stands for as many as were not. Estimates are averaged over the run: labels do
-        not change while a model learns them by heart.
+        """Estimate, as long as nothing is left out: what is left out would be missed.
 
         Args:
             known: What was seen at all, bool, shape (n,).
@@ -185,20 +182,9 @@ class OnlinePlanner:
         Returns:
             The estimate, None if too few are known.
         """
-        out = self._left_out
-        again = (out & (self._memory.seen_at >= self._pass - 1)).nonzero().squeeze(1)
-        if out.any() and (not len(again) or not self._settings.second_look):
-            return self._noise  # nothing new is known of what is left out
-        rows = torch.cat([(known & ~out).nonzero().squeeze(1), again])
-        weights = torch.ones(len(rows))
-        weights[len(rows) - len(again) :] = int(out.sum()) / max(len(again), 1)
-        new = estimate_label_noise(self._memory.predictions(rows), weights)
-        if new is None:
+        if self._left_out.any():
             return self._noise
-        self._estimates += 1
-        if self._noise is None:
-            return new
-        return self._noise.averaged(new, 1 / self._estimates)
+        return estimate_label_noise(self._memory.predictions(known.nonzero().squeeze(1)))
 
     def _say(self, situation: Situation) -> None:
         said = (situation.rule, round(situation.noise or 0.0, 2), situation.balance)
@@ -222,36 +208,29 @@ class OnlinePlanner:
         steps = min(math.ceil(left / (task.batch_size * task.batches_per_step)), _RANDOM_STEPS)
         return [self._deck.draw(task.batch_size) for _ in range(steps * task.batches_per_step)]
 
-    def _selected_batches(self, situation: Situation, known: Tensor) -> list[Tensor]:
+    def _selected_batches(self, situation: Situation) -> list[Tensor]:
         """Cut a pass over what is in play into groups of candidates, and pick from each."""
         m = self._task.batch_size
-        candidates = self._candidates(situation, known)
-        again = self._again()
-        per_batch = min(math.ceil(len(again) * m / max(len(candidates), 1)), m // 2)
-        size = m - per_batch if len(again) else m
-        r = self._num_candidates if situation.rule != "chance" else size
-        r = max(min(r, len(candidates)), size)
-        count = max(len(candidates) // r, 1)
+        candidates = self._candidates(situation)
+        r = self._num_candidates if situation.rule != "chance" else m
+        r = max(min(r, len(candidates)), m)
         accumulated = self._task.batches_per_step
-        count = max(count // accumulated, 1) * accumulated
+        count = max(len(candidates) // r // accumulated, 1) * accumulated
         while len(candidates) < count * r:  # a pool smaller than a step
             candidates = torch.cat([candidates, candidates])
-        groups = candidates[: count * r].view(count, r)
         picks = [
             pick
-            for some in groups.split(_GROUPS_AT_ONCE)
-            for pick in some.gather(1, self._pick(situation.rule, some, size))
+            for some in candidates[: count * r].view(count, r).split(_GROUPS_AT_ONCE)
+            for pick in some.gather(1, self._pick(situation.rule, some, m))
         ]
-        if len(again):
-            picks = [
-                torch.cat(
-                    [pick, again[torch.arange(k * per_batch, (k + 1) * per_batch) % len(again)]]
-                )
-                for k, pick in enumerate(picks)
-            ]
-        return picks
+        again = self._again(count * m)
+        ends = [k * len(again) // count for k in range(count + 1)]
+        return [  # in place of what was picked last
+            torch.cat([pick[: m - (end - start)], again[start:end]])
+            for pick, start, end in zip(picks, ends[:-1], ends[1:], strict=True)
+        ]
 
-    def _candidates(self, situation: Situation, known: Tensor) -> Tensor:
+    def _candidates(self, situation: Situation) -> Tensor:
         """List one pass over what is in play, in random order, rare classes more than once."""
         pool = (~self._left_out).nonzero().squeeze(1)
         if situation.balance > 0:
@@ -261,10 +240,18 @@ class OnlinePlanner:
             pool = pool.repeat_interleave(repeats(rates, self._task.generator))
         return pool[torch.randperm(len(pool), generator=self._task.generator)]
 
-    def _again(self) -> Tensor:
-        """Choose what is looked at again of what is left out, in random order."""
+    def _again(self, drawn: int) -> Tensor:
+        """Choose what is looked at again of what is left out, in random order.
+
+        Args:
+            drawn: Examples of the region.
+
+        Returns:
+            Example indices, at most half of `drawn`.
+        """
         out = self._left_out.nonzero().squeeze(1)
-        count = math.ceil(self._settings.second_look * len(out))
+        passes = drawn / self._task.num_examples
+        count = min(round(self._settings.second_look * passes * len(out)), drawn // 2)
         return out[torch.randperm(len(out), generator=self._task.generator)[:count]]
 
     def _pick(self, rule: str, groups: Tensor, size: int) -> Tensor:
@@ -303,7 +290,6 @@ class OnlinePlanner:
             "drawn": self._drawn,
             "left_out": self._left_out.clone(),
             "gave_up": self._gave_up,
-            "estimates": self._estimates,
             "noise": None if self._noise is None else tuple(self._noise),
         }
 
@@ -314,6 +300,5 @@ class OnlinePlanner:
         self._drawn = state["drawn"]
         self._left_out = state["left_out"].clone()
         self._gave_up = state["gave_up"]
-        self._estimates = state["estimates"]
         noise = state["noise"]
         self._noise = None if noise is None else LabelNoise(*noise)
