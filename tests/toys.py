@@ -54,6 +54,7 @@ def make_loader(
     dataset = TensorDataset(*make_tensors()) if dataset is None else dataset
     train_loader = DataLoader(dataset, batch_size=batch_size, shuffle=True, num_workers=num_workers)
     options.setdefault("loss_fn", CRITERION)
+    strategy = crest.Crest() if strategy is None else strategy  # which looks, trains and checks
     return crest.CoresetLoader(
         train_loader, make_model() if model is None else model, strategy=strategy, **options
     )

@@ -102,9 +102,7 @@ def estimate_label_noise(seen: Predictions) -> LabelNoise | None:
     return LabelNoise(min(uniform + float(rates @ shares), 1.0), uniform, pairs, rates)
 
 
-def _moved_labels(
-    seen: Predictions, order: Tensor, chance: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _moved_labels(seen: Predictions, order: Tensor, chance: float) -> tuple[Tensor, Tensor, Tensor]:
     """Find the pairs of classes of which one is labelled as the other.
 
     Args:
