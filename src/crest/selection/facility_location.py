@@ -16,7 +16,7 @@ from crest.selection.distances import (
     scale_down,
 )
 from crest.selection.grid import on_grid
-from crest.selection.kernels.backend import compiled_for
+from crest.selection.kernels.backend import compiled_for, pick_on_gpu
 from crest.selection.large_set import pick_from_large_set
 from crest.selection.per_class import pick_per_class
 
@@ -172,6 +172,10 @@ def _pick(
             picked = compiled.greedy(scaled, batch_size, are_features=False, weights=weights)
         assert picked is not None
         return cast("tuple[Tensor, Tensor]", picked)
+    if few_features:
+        picked = pick_on_gpu(given, batch_size, are_features=True, weights=weights)
+        if picked is not None:
+            return picked
     on_cpu = given.device.type == "cpu"
     together = max(1, _ENTRIES_AT_ONCE // r**2) if on_cpu else num_subsets
     parts = []
@@ -182,7 +186,9 @@ def _pick(
         if compiled is not None:
             part = compiled.greedy(distances, batch_size, are_features=False, weights=some_weights)
         else:
-            part = greedy(distances, batch_size, some_weights)
+            part = pick_on_gpu(
+                distances, batch_size, are_features=False, weights=some_weights
+            ) or greedy(distances, batch_size, some_weights)
         parts.append(part)
     all_indices, all_sizes = zip(*parts, strict=True)
     return torch.cat(all_indices), torch.cat(all_sizes)
