@@ -47,7 +47,7 @@ from crest.lab.run.checkpoint import Paused
 from crest.lab.run.comparison import train_and_keep
 from crest.lab.run.files import replace_file
 from crest.lab.run.results import Results
-from crest.lab.run.settings import COMPILE_MODES, RunSettings
+from crest.lab.run.settings import WHOLE_STEP, RunSettings
 from crest.lab.run.training import train
 from crest.looking.observer import Observer
 from crest.quadratic import gradient_and_hessian_diagonal, rademacher_probes
@@ -250,9 +250,8 @@ def time_all(
 
 
 def ways(device: torch.device) -> list[str]:
-    """The modes of compiling that are worth a look."""
-    on_gpu = device.type == "cuda"
-    return [mode for mode in COMPILE_MODES if mode == ("reduce-overhead" if on_gpu else "")]
+    """Name the modes of compiling that are timed beside none; the last one trains the rows."""
+    return ["reduce-overhead", WHOLE_STEP] if device.type == "cuda" else [WHOLE_STEP]
 
 
 def few_tests(data: ImageData) -> ImageData:
@@ -336,10 +335,9 @@ def rows(
         labels = corrupt(data.train_labels, len(data.classes), WRONG, flipped=False)
         data = dataclasses.replace(data, train_labels=labels)
     results = Results(out / f"{part}.json")
-    on_gpu = device.type == "cuda"
-    computing = {"device": str(device), "threads": 1}
-    if on_gpu:
-        computing |= {"autocast": "bfloat16", "compile": ways(device)[-1]}
+    computing = {"device": str(device), "threads": 1, "compile": ways(device)[-1]}
+    if device.type == "cuda":
+        computing["autocast"] = "bfloat16"
     for seed in sizes.seeds:
         for word in ROWS:
             if records.has(part=part, row=word, seed=seed):
