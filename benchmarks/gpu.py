@@ -29,8 +29,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ from crest.strategies.registry import word_of
 ROOT = Path(__file__).parent.parent
 PAPER_CREST = word_of(Crest.paper)
 ROWS = ("random", "online", PAPER_CREST, "greedy")  # by what a second of them may tell
+TIMED = ("random", "remembered", "greedy", "online")
 FULL_ACCURACY = 0.923  # of 78,000 steps of this recipe, measured once on an H100
 WRONG = 0.2
 
@@ -102,17 +104,34 @@ class Records:
         self._path = path
         self.all: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
 
-    def has(self, **of: Any) -> bool:
-        """Tell whether there is one with these entries."""
-        return any(of.items() <= record.items() for record in self.all)
+    def has(self, of: Mapping[str, Any]) -> bool:
+        """Tell whether there is one with these entries, and not of a failure."""
+        return any(of.items() <= one.items() and "failed" not in one for one in self.all)
 
-    def add(self, **record: Any) -> None:
-        """Write one, and print it."""
-        self.all.append(record)
+    def add(self, of: Mapping[str, Any], **measured: Any) -> None:
+        """Write one in place of a failed one, and print it."""
+        record = {**of, **measured}
+        self.all = [one for one in self.all if not of.items() <= one.items()] + [record]
         lines = ",\n".join(json.dumps(one) for one in self.all)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(self._path, f"[\n{lines}\n]\n".encode())
         print(json.dumps(record), flush=True)
+
+    def measure(
+        self, of: dict[str, Any], ends: float, device: torch.device, call: Callable[[], Any]
+    ) -> None:
+        """Add what a call measures, unless it is there or time is up; what fails is told, too.
+
+        A failure keeps nothing from being measured after it, and is tried again by the next call
+        of the command.
+        """
+        if self.has(of) or time.monotonic() > ends:
+            return
+        try:
+            measured = call()
+        except Exception as error:
+            measured = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        self.add(of, **measured, **machine(device))
 
 
 class Quiet:
@@ -149,7 +168,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def run_tests(sizes: Sizes, device: torch.device, records: Records, ends: float) -> None:
     """Part a: what pytest says of the tests that need a GPU."""
-    if records.has(part="a", passed=True):
+    if records.has({"part": "a", "passed": True}):
         return
     chosen = ["-m", "gpu", "tests"]
     if sizes is TINY:
@@ -167,7 +186,8 @@ def run_tests(sizes: Sizes, device: torch.device, records: Records, ends: float)
         passed, told = done.returncode == 0, done.stdout + done.stderr
     except subprocess.TimeoutExpired as late:
         passed, told = False, f"took longer than {late.timeout:.0f} s"
-    records.add(part="a", passed=passed, tail=told.strip().splitlines()[-15:], **machine(device))
+    tail = told.strip().splitlines()[-15:]
+    records.add({"part": "a"}, passed=passed, tail=tail, **machine(device))
 
 
 def milliseconds(call: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
@@ -205,60 +225,47 @@ def time_all(
     sizes: Sizes, data: ImageData, device: torch.device, records: Records, ends: float
 ) -> None:
     """Part b, from the kernels to whole runs."""
-    about = machine(device)
     for name, count, call in picks(sizes, device):
-        if time.monotonic() > ends:
-            return
-        if not records.has(part="b", what="picks", name=name):
-            times = milliseconds(call, device, sizes.repeats)
-            each = statistics.median(times) / count
-            records.add(part="b", what="picks", name=name, ms_a_subset=each, **about)
+        of: dict[str, Any] = {"part": "b", "what": "picks", "name": name}
+        measured = lambda call=call, count=count: {  # noqa: E731
+            "ms_a_subset": statistics.median(milliseconds(call, device, sizes.repeats)) / count
+        }
+        records.measure(of, ends, device, measured)
     for precision in ("float32", "bfloat16"):
-        if time.monotonic() > ends:
-            return
-        if not records.has(part="b", what="floor", precision=precision):
-            each = floor(sizes, data, device, precision)
-            records.add(part="b", what="floor", precision=precision, ms_a_step=each, **about)
-        if not records.has(part="b", what="quadratic", precision=precision):
-            each = quadratic(sizes, data, device, precision)
-            records.add(part="b", what="quadratic", precision=precision, ms=each, **about)
-    for strategy in ("random", "remembered", "greedy", "online"):
-        for mode in (None, *ways(device)):
-            of = {"part": "b", "what": "step", "strategy": strategy, "compile": mode}
-            if records.has(**of):
-                continue
-            if time.monotonic() > ends:
-                return
-            settings = RunSettings(
-                data=sizes.task.data,
-                network=sizes.task.network,
-                strategy=strategy,
-                batch_size=sizes.task.batch_size,
-                num_steps=sizes.steps,
-                evaluations=1,
-                device=str(device),
-                threads=1,
-                autocast="bfloat16",
-                compile=mode,
-            )
-            record = train(settings, few_tests(data))
-            each = {
-                name: 1000 * s / sizes.steps for name, s in record["history"]["seconds"].items()
-            }
-            total = 1000 * record["seconds"] / sizes.steps
-            records.add(**of, ms_a_step=total, ms_by_component=each, **about)
+        for what, measure in (("floor", floor), ("quadratic", quadratic)):
+            of = {"part": "b", "what": what, "precision": precision}
+            records.measure(of, ends, device, partial(measure, sizes, data, device, precision))
+    ways = [(word, mode) for word in TIMED for mode in (None, WHOLE_STEP)]
+    if device.type == "cuda":
+        ways.append((TIMED[0], "reduce-overhead"))  # last: it takes long to compile
+    for word, mode in ways:
+        of = {"part": "b", "what": "step", "strategy": word, "compile": mode}
+        records.measure(of, ends, device, partial(step, sizes, data, device, word, mode))
 
 
-def ways(device: torch.device) -> list[str]:
-    """Name the modes of compiling that are timed beside none; the last one trains the rows."""
-    return ["reduce-overhead", WHOLE_STEP] if device.type == "cuda" else [WHOLE_STEP]
-
-
-def few_tests(data: ImageData) -> ImageData:
-    """The one evaluation is off the clock, but takes its time."""
-    return dataclasses.replace(
+def step(
+    sizes: Sizes, data: ImageData, device: torch.device, strategy: str, mode: str | None
+) -> dict[str, Any]:
+    """Milliseconds of a step of a short run, on the host's clock, and what they went to."""
+    settings = RunSettings(
+        data=sizes.task.data,
+        network=sizes.task.network,
+        strategy=strategy,
+        batch_size=sizes.task.batch_size,
+        num_steps=sizes.steps,
+        evaluations=1,
+        device=str(device),
+        threads=1,
+        autocast="bfloat16",
+        compile=mode,
+    )
+    # The one evaluation is off the clock, but takes its time.
+    few = dataclasses.replace(
         data, test_images=data.test_images[:250], test_labels=data.test_labels[:250]
     )
+    record = train(settings, few)
+    parts = {name: 1000 * s / sizes.steps for name, s in record["history"]["seconds"].items()}
+    return {"ms_a_step": 1000 * record["seconds"] / sizes.steps, "ms_by_component": parts}
 
 
 def network_and_batch(
@@ -273,7 +280,23 @@ def network_and_batch(
     return model, images, data.train_labels[:m].to(device)
 
 
-def floor(sizes: Sizes, data: ImageData, device: torch.device, precision: str) -> float:
+def replayed(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """Capture a call in one CUDA graph, and return its replay; without a GPU the call itself."""
+    if device.type != "cuda":
+        return call
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def floor(sizes: Sizes, data: ImageData, device: torch.device, precision: str) -> dict[str, float]:
     """Milliseconds of forward, backward and update on one batch, without data or selection."""
     model, images, labels = network_and_batch(sizes, data, device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, fused=True)
@@ -287,38 +310,42 @@ def floor(sizes: Sizes, data: ImageData, device: torch.device, precision: str) -
         loss.backward()
         optimizer.step()
 
-    if device.type != "cuda":
-        return statistics.median(milliseconds(step, device, sizes.repeats))
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-
-    def replay() -> None:
-        for _ in range(20):
-            graph.replay()
-
-    return statistics.median(milliseconds(replay, device, sizes.repeats)) / 20
+    times = milliseconds(replayed(step, device), device, sizes.repeats)
+    return {"ms_a_step": statistics.median(times)}
 
 
-def quadratic(sizes: Sizes, data: ImageData, device: torch.device, precision: str) -> float:
-    """Milliseconds of gradient and Hessian diagonal by one probe, on one batch."""
+def quadratic(
+    sizes: Sizes, data: ImageData, device: torch.device, precision: str
+) -> dict[str, float]:
+    """Milliseconds of gradient and Hessian diagonal by one probe, on one batch.
+
+    As the library takes them, and as one captured double backward pass; and how far the diagonal of
+    the second is off that of the first, relative, in the Euclidean norm.
+    """
     model, images, labels = network_and_batch(sizes, data, device)
     dtype = torch.bfloat16 if precision == "bfloat16" else None
     observer = Observer(model, nn.CrossEntropyLoss(reduction="none"), dtype=dtype)
     parameters = observer.parameters("trainable")
     probes = rademacher_probes(parameters, 1, torch.Generator().manual_seed(0))
 
-    def look() -> None:
+    def look() -> Tensor:
         with observer.differentiable_losses((images, labels)) as losses:
-            gradient_and_hessian_diagonal(losses.mean(), parameters, probes)
+            return gradient_and_hessian_diagonal(losses.mean(), parameters, probes)[1]
 
-    return statistics.median(milliseconds(look, device, sizes.repeats))
+    found: list[Tensor] = []
+
+    def double_backward() -> None:
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            outputs = model(images)
+        loss = nn.functional.cross_entropy(outputs.float(), labels)
+        found[:] = gradient_and_hessian_diagonal(loss, parameters, probes)[1:]
+
+    expected = look()
+    times = {"ms": statistics.median(milliseconds(look, device, sizes.repeats))}
+    model.eval()
+    captured = replayed(double_backward, device)
+    times["ms_captured"] = statistics.median(milliseconds(captured, device, sizes.repeats))
+    return times | {"off_by": float((found[0] - expected).norm() / expected.norm())}
 
 
 def rows(
@@ -335,39 +362,38 @@ def rows(
         labels = corrupt(data.train_labels, len(data.classes), WRONG, flipped=False)
         data = dataclasses.replace(data, train_labels=labels)
     results = Results(out / f"{part}.json")
-    computing = {"device": str(device), "threads": 1, "compile": ways(device)[-1]}
+    computing = {"device": str(device), "threads": 1, "compile": WHOLE_STEP}
     if device.type == "cuda":
         computing["autocast"] = "bfloat16"
     for seed in sizes.seeds:
         for word in ROWS:
-            if records.has(part=part, row=word, seed=seed):
+            of = {"part": part, "row": word, "seed": seed}
+            if records.has(of):
                 continue
             settings = Variant(word, word).settings(sizes.task, data.num_train, seed, computing)
             try:
                 train_and_keep(settings, data, results, Quiet(), (), deadline=ends)
             except Paused:
                 return
+            except ValueError as error:  # it diverged; others go on
+                records.add(of, failed=str(error), **machine(device))
+                continue
             found = results.find(settings.to_record(data.fingerprint))
             assert found is not None
-            records.add(
-                part=part,
-                row=word,
-                seed=seed,
-                accuracy=found["accuracy"],
-                steps=found["steps"],
-                seconds=found["seconds"],
-                **machine(device),
-            )
+            told = {name: found[name] for name in ("accuracy", "steps", "seconds")}
+            records.add(of, **told, **machine(device))
 
 
 def show(records: list[dict[str, Any]]) -> None:
     """Print each part as a table."""
     for record in records:
+        if "failed" in record:
+            print(f"failed: {json.dumps(record)}")
         if record["part"] == "a":
             print(f"tests: {'passed' if record['passed'] else 'failed'}; {record['tail'][-1]}")
     print("\n| | ms |\n|---|---|")
     for record in records:
-        if record["part"] == "b":
+        if record["part"] == "b" and "failed" not in record:
             words = [
                 record[key]
                 for key in ("what", "name", "strategy", "compile", "precision")
@@ -380,7 +406,11 @@ def show(records: list[dict[str, Any]]) -> None:
     )
     for part in "cd":
         for word in ROWS:
-            of = [one for one in records if one["part"] == part and one.get("row") == word]
+            of = [
+                one
+                for one in records
+                if one["part"] == part and one.get("row") == word and "accuracy" in one
+            ]
             if of:
                 accuracy = statistics.fmean(one["accuracy"] for one in of)
                 gap = abs(accuracy - FULL_ACCURACY) / FULL_ACCURACY

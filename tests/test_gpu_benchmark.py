@@ -26,6 +26,9 @@ def test_the_whole_command_runs_tiny_and_goes_on(tmp_path):
     assert [record["part"] for record in records] == sorted(record["part"] for record in records)
     assert {record["part"] for record in records} == set("abcd")
     assert records[0]["passed"]
+    assert not [record for record in records if "failed" in record]
+    off_by = {one["precision"]: one["off_by"] for one in records if one.get("what") == "quadratic"}
+    assert off_by["float32"] < 1e-4  # one captured double backward pass sees the same curvature
     rows = [record["row"] for record in records if record["part"] == "d"]
     assert rows == ["random", "online", "crest_paper", "greedy"]
     cut = [record for record in records if (record["part"], record.get("row")) != ("d", "greedy")]

@@ -24,7 +24,12 @@ triton = pytest.importorskip("triton")
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-runs = pytest.mark.skipif(not INTERPRETED and DEVICE == "cpu", reason="needs a GPU")
+
+
+def runs(test):
+    """Let a test run on a GPU or interpreted."""
+    skips = pytest.mark.skipif(not INTERPRETED and DEVICE == "cpu", reason="needs a GPU")
+    return pytest.mark.gpu(skips(test))
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from crest.selection.kernels.backend import compiled_for, pick_on_gpu
 from crest.selection.large_set import pick_from_large_set
 from crest.selection.per_class import pick_per_class
 
-__all__ = ["Coreset", "cover", "facility_location"]
+__all__ = ["Coreset", "cover", "facility_location", "pick_checked"]
 
 Method = Literal["exact", "matrix-free", "stochastic"]
 
@@ -157,6 +157,21 @@ def cover(distances: Tensor, batch_size: int) -> Coreset:
     if not compiled_for(distances.device):
         _largest_distance(distances)
     return Coreset(*_pick(distances, batch_size, False, None))
+
+
+def pick_checked(given: Tensor, batch_size: int, *, are_features: bool) -> Coreset:
+    """Pick from subsets that need no check, without a wait for the device.
+
+    Args:
+        given: Features (P, r, d) whose squares neither overflow nor vanish, or distances (P, r, r);
+            float32 or float64.
+        batch_size: m, in [1, r].
+        are_features: Which of the two `given` is.
+
+    Returns:
+        Picked rows and cluster sizes, (P, m).
+    """
+    return Coreset(*_pick(given, batch_size, are_features, None))
 
 
 def _pick(
