@@ -391,7 +391,7 @@ def show(records: list[dict[str, Any]]) -> None:
             print(f"failed: {json.dumps(record)}")
         if record["part"] == "a":
             print(f"tests: {'passed' if record['passed'] else 'failed'}; {record['tail'][-1]}")
-    print("\n| | ms |\n|---|---|")
+    print("\n| | | ms |\n|---|---|---|")
     for record in records:
         if record["part"] == "b" and "failed" not in record:
             words = [
@@ -399,8 +399,9 @@ def show(records: list[dict[str, Any]]) -> None:
                 for key in ("what", "name", "strategy", "compile", "precision")
                 if record.get(key) is not None
             ]
-            value = next(record[key] for key in ("ms_a_subset", "ms_a_step", "ms") if key in record)
-            print(f"| {', '.join(words)} | {value:.3f} |")
+            for key in ("ms_a_subset", "ms_a_step", "ms", "ms_captured"):
+                if key in record:
+                    print(f"| {', '.join(words)} | {key} | {record[key]:.3f} |")
     print(
         "\n| part | row | accuracy | relative error | seconds | seeds |\n|---|---|---|---|---|---|"
     )
