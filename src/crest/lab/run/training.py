@@ -344,8 +344,9 @@ def _rehearse(
     device = torch.device(settings.device)
     before = copy.deepcopy(model.state_dict())
     steps = 1 if settings.torch_mode is None else _STEPS_TO_COMPILE
-    # Of strategies that select later than in the first steps.
-    crest.facility_location(torch.zeros(1, 2, len(data.classes)), 1)
+    # Of strategies that select later than in the first steps, from four mini-batches.
+    m = settings.batch_size
+    crest.facility_location(torch.zeros(1, 4 * m, len(data.classes), device=device), m)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         optimizer = _make_optimizer(settings, model)
         loader, _ = _make_loader(settings, data, views, model)
