@@ -59,8 +59,8 @@ def check(kernels, features, batch_size, weights=None):
 def draw(seed):
     """Draw features (1, r, d), picks and perhaps weights; half of them on a lattice of ties."""
     generator = torch.Generator().manual_seed(seed)
-    r, d = (int(torch.randint(1, most, (), generator=generator)) for most in (14, 5))
-    batch_size = int(torch.randint(1, min(r, 4) + 1, (), generator=generator))
+    r, d = (int(torch.randint(1, most, (), generator=generator)) for most in (11, 5))
+    batch_size = int(torch.randint(1, min(r, 3) + 1, (), generator=generator))
     features = torch.randn(1, r, d, generator=generator)
     features = features if seed % 2 else (2 * features).round() / 2
     weights = torch.rand(1, r, generator=generator) * 0.9 + 0.1 if seed % 5 == 0 else None
