@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
 
 from crest.history import COMPONENTS, History
 from crest.items import Copier
@@ -285,6 +284,8 @@ class DataView:
 
     def _count_price(self, batch: Any) -> float:
         """Count what one example costs the cheaper observer, in forward passes of the model."""
+        from torch.utils.flop_counter import FlopCounterMode  # which imports Triton, if it is there
+
         assert self._cheaper is not None
         flops = []
         for observer in (self._cheaper, self._observer):

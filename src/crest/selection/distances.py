@@ -90,13 +90,9 @@ def last_layer_distances(errors: Tensor, inputs: Tensor, *, bias: bool = True) -
             "errors and inputs must be on one device; got "
             f"{errors.device} and {inputs.device}. Move one of them."
         )
-    dtype = torch.promote_types(torch.float32, torch.promote_types(errors.dtype, inputs.dtype))
     largest_value("inputs", inputs)
     errors, scale = scale_down(errors, largest_value("errors", errors))
-    inputs = inputs.detach()
-    if bias:
-        inputs = torch.cat([inputs, inputs.new_ones(*inputs.shape[:-1], 1)], dim=-1)
-    distances = _distances_of_products(errors, inputs, dtype)
+    distances = products_of_scaled(errors, inputs, bias=bias)
     return distances if scale == 1 else distances.div_(scale)
 
 
@@ -172,6 +168,24 @@ def distances_of_scaled(features: Tensor) -> Tensor:
         squares += difference * difference
     # Through float64: torch's square root of float32 is not correctly rounded on every CPU.
     return squares.double().sqrt_().to(features.dtype)
+
+
+def products_of_scaled(errors: Tensor, inputs: Tensor, *, bias: bool) -> Tensor:
+    """Measure distances as `last_layer_distances` does, of errors that are scaled already.
+
+    Args:
+        errors: Shape (..., r, c), float32 or float64.
+        inputs: Shape (..., r, d), same device.
+        bias: Whether the head has one.
+
+    Returns:
+        Shape (..., r, r).
+    """
+    inputs = inputs.detach()
+    if bias:
+        inputs = torch.cat([inputs, inputs.new_ones(*inputs.shape[:-1], 1)], dim=-1)
+    dtype = torch.promote_types(errors.dtype, inputs.dtype)
+    return _distances_of_products(errors, inputs, dtype)
 
 
 def _distances_of_products(features: Tensor, inputs: Tensor | None, dtype: torch.dtype) -> Tensor:

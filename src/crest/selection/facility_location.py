@@ -16,11 +16,11 @@ from crest.selection.distances import (
     scale_down,
 )
 from crest.selection.grid import on_grid
-from crest.selection.kernels.backend import compiled_for
+from crest.selection.kernels.backend import compiled_for, pick_on_gpu
 from crest.selection.large_set import pick_from_large_set
 from crest.selection.per_class import pick_per_class
 
-__all__ = ["Coreset", "cover", "facility_location"]
+__all__ = ["Coreset", "cover", "facility_location", "pick_checked"]
 
 Method = Literal["exact", "matrix-free", "stochastic"]
 
@@ -159,6 +159,21 @@ def cover(distances: Tensor, batch_size: int) -> Coreset:
     return Coreset(*_pick(distances, batch_size, False, None))
 
 
+def pick_checked(given: Tensor, batch_size: int, *, are_features: bool) -> Coreset:
+    """Pick from subsets that need no check, without a wait for the device.
+
+    Args:
+        given: Features (P, r, d) whose squares neither overflow nor vanish, or distances (P, r, r);
+            float32 or float64.
+        batch_size: m, in [1, r].
+        are_features: Which of the two `given` is.
+
+    Returns:
+        Picked rows and cluster sizes, (P, m).
+    """
+    return Coreset(*_pick(given, batch_size, are_features, None))
+
+
 def _pick(
     given: Tensor, batch_size: int, are_features: bool, weights: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -172,6 +187,10 @@ def _pick(
             picked = compiled.greedy(scaled, batch_size, are_features=False, weights=weights)
         assert picked is not None
         return cast("tuple[Tensor, Tensor]", picked)
+    if few_features:
+        picked = pick_on_gpu(given, batch_size, are_features=True, weights=weights)
+        if picked is not None:
+            return picked
     on_cpu = given.device.type == "cpu"
     together = max(1, _ENTRIES_AT_ONCE // r**2) if on_cpu else num_subsets
     parts = []
@@ -182,7 +201,9 @@ def _pick(
         if compiled is not None:
             part = compiled.greedy(distances, batch_size, are_features=False, weights=some_weights)
         else:
-            part = greedy(distances, batch_size, some_weights)
+            part = pick_on_gpu(
+                distances, batch_size, are_features=False, weights=some_weights
+            ) or greedy(distances, batch_size, some_weights)
         parts.append(part)
     all_indices, all_sizes = zip(*parts, strict=True)
     return torch.cat(all_indices), torch.cat(all_sizes)

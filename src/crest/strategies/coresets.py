@@ -12,6 +12,7 @@ from crest.checks import one_of
 from crest.looking.gradients import LastLayerGradients
 from crest.selection import Coreset, facility_location, last_layer_distances
 from crest.selection.facility_location import cover
+from crest.selection.on_device import cover_features, cover_last_layer
 from crest.strategies.protocol import Examples, MiniBatch, Task
 
 __all__ = [
@@ -72,16 +73,28 @@ def select_coresets(
 
     Returns:
         The P coresets, and the losses at the anchor.
+
+    Raises:
+        ValueError: If a gradient is not finite.
     """
     candidates, rows = torch.unique(subsets, return_inverse=True)
     with examples.timed("features"):
         examples.hold(candidates)
         gradients = examples.last_layer_gradients(candidates)
     with examples.timed("select"):
-        picks = []
-        for some in split_subsets(rows):
-            picked = _pick(gradients, some.to(gradients.losses.device), batch_size, features)
-            picks += list(zip(picked.indices.cpu(), picked.cluster_sizes.cpu(), strict=True))
+        device = gradients.losses.device
+        pick = _pick if device.type == "cpu" else _pick_without_waiting
+        parts = [
+            pick(gradients, some.to(device, non_blocking=True), batch_size, features)
+            for some in split_subsets(rows)
+        ]
+        # One copy for all subsets; what is not finite shows in it.
+        picks = torch.stack([torch.cat(of_parts) for of_parts in zip(*parts, strict=True)], 1).cpu()
+        if int(picks.min()) < 0:
+            raise ValueError(
+                "gradients must be finite; got a nan or infinite value. "
+                "Lower lr, or leave out the examples it belongs to."
+            )
         scale = batch_size / subsets.shape[1]
         batches = [
             MiniBatch(subset[chosen], sizes.float() * scale)
@@ -131,10 +144,15 @@ def relative_gradient_error(
         places = torch.searchsorted(candidates, coreset.indices)
         weights[places] += coreset.weights / used
     device = gradients.losses.device
-    distance = float(gradients.weighted_sum(weights.to(device)).square().sum())
     mean = gradients.weighted_sum(torch.full((k,), 1.0 / k, device=device))
-    mean_square = float(gradients.squared_norms().double().mean())
-    variance = mean_square - float(mean.double().square().sum())
+    measured = (
+        gradients.weighted_sum(weights.to(device)).square().sum(),
+        gradients.squared_norms().double().mean(),
+        mean.double().square().sum(),
+    )
+    # Read together: a GPU is waited for once.
+    distance, mean_square, square_of_mean = torch.stack([x.double() for x in measured]).tolist()
+    variance = mean_square - square_of_mean
     return distance * used / variance + used / k if variance > _ROUNDING * mean_square else 1.0
 
 
@@ -151,6 +169,21 @@ def _pick(
         gradients.errors[rows], gradients.inputs[rows], bias=gradients.bias
     )
     return cover(distances, batch_size)
+
+
+def _pick_without_waiting(
+    gradients: LastLayerGradients, rows: Tensor, batch_size: int, features: Features
+) -> Coreset:
+    """Do as `_pick`, and leave it to the caller to look for picks of -1."""
+    if features == "weight" and gradients.errors.ndim == 2:
+        errors, inputs = gradients.errors[rows], gradients.inputs[rows]
+        return cover_last_layer(errors, inputs, batch_size, bias=gradients.bias)
+    compared = {
+        "logits": lambda: gradients.errors.flatten(1),
+        "input": lambda: gradients.input_gradients.flatten(1),
+        "weight": gradients.weight_gradients,
+    }[features]()
+    return cover_features(compared[rows], batch_size)
 
 
 def default_subset_size(subset_size: int | None, task: Task) -> int:

@@ -85,6 +85,7 @@ class _RememberingPlanner:
         self._num_candidates = num_candidates
         self._deck = Deck(task.num_examples, task.generator)
         self._gradients = LastSeen(task.num_examples, "outputs' gradients")
+        self._device = torch.device("cpu")  # where gradients come from, and are picked by
         self._drawn = 0  # examples of random mini-batches
         self._missed = 0  # examples that should have been observed by now
         self._unheard: int | None = None  # examples planned since something was observed, if ever
@@ -92,6 +93,7 @@ class _RememberingPlanner:
 
     def remember(self, indices: Tensor, errors: Tensor) -> None:
         self._gradients.tell(indices, errors)
+        self._device = errors.device
         self._unheard = 0
         if self._missed:
             self._warn(
@@ -146,8 +148,8 @@ class _RememberingPlanner:
         subsets = torch.stack([self._deck.draw(self._num_candidates) for _ in range(count)])
         picks: list[Tensor] = []
         for some in split_subsets(subsets):
-            gradients = self._gradients.values[some].reshape(*some.shape, -1)
-            rows = self._pick(gradients, self._task.batch_size)
+            gradients = self._gradients.values[some].reshape(*some.shape, -1).to(self._device)
+            rows = self._pick(gradients, self._task.batch_size).cpu()
             picks += some.gather(1, rows)
         return picks
 

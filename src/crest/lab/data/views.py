@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 if TYPE_CHECKING:
     from crest.lab.data.image_data import ImageData
 
-__all__ = ["ImageViews", "shift_and_flip"]
+__all__ = ["ImageViews", "draw_moves", "move", "shift_and_flip"]
 
 
 class ImageViews(Dataset[tuple[Tensor, int]]):
@@ -39,9 +39,17 @@ class ImageViews(Dataset[tuple[Tensor, int]]):
         self._labels: list[int] = data.train_labels.tolist()
         self._test_images = data.test_images.to(self._device)
         self._test_labels = data.test_labels.to(self._device)
-        self._mean, self._std = data.moments
+        mean, std = data.moments
+        # On the device from the start: a step that is captured copies nothing to it.
+        self._scale = (1 / (255 * std)).to(self._device)[:, None, None]
+        self._shift = (mean / std).to(self._device)[:, None, None]
         self._padding = data.image_size // 8 if augment else 0
         self._flip = augment and data.flip
+
+    @property
+    def device(self) -> torch.device:
+        """Where images are kept."""
+        return self._device
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -105,9 +113,7 @@ class ImageViews(Dataset[tuple[Tensor, int]]):
         Returns:
             float32, the same shape.
         """
-        scale = (1 / (255 * self._std)).to(images.device)[:, None, None]
-        shift = (self._mean / self._std).to(images.device)[:, None, None]
-        return images.float().mul_(scale).sub_(shift)
+        return images.float().mul_(self._scale).sub_(self._shift)
 
 
 def shift_and_flip(images: Tensor, padding: int, *, flip: bool) -> Tensor:
@@ -121,13 +127,42 @@ def shift_and_flip(images: Tensor, padding: int, *, flip: bool) -> Tensor:
     Returns:
         The same shape.
     """
-    k, channels, size, _ = images.shape
     # Only the few numbers drawn travel to the device: a large copy would wait for it.
-    offsets = torch.randint(2 * padding + 1, (2, k, 1)).to(images.device)
+    offsets, mirrored = draw_moves(len(images), padding, flip=flip)
+    return move(images, padding, offsets.to(images.device), mirrored.to(images.device))
+
+
+def draw_moves(count: int, padding: int, *, flip: bool) -> tuple[Tensor, Tensor]:
+    """Draw where images are cropped, and which are mirrored, from torch's global CPU generator.
+
+    Args:
+        count: Images, k.
+        padding: Pixels on each side.
+        flip: Whether to mirror half of the images.
+
+    Returns:
+        First row and column of each crop, in [0, 2 * padding], shape (2, k, 1); and what is
+        mirrored, bool, shape (k, 1).
+    """
+    offsets = torch.randint(2 * padding + 1, (2, count, 1))
+    return offsets, torch.rand(count, 1) < 0.5 if flip else torch.zeros(count, 1, dtype=torch.bool)
+
+
+def move(images: Tensor, padding: int, offsets: Tensor, mirrored: Tensor) -> Tensor:
+    """Pad with zeros, crop and mirror as told.
+
+    Args:
+        images: Shape (k, channels, size, size).
+        padding: Pixels on each side.
+        offsets: See `draw_moves`, on the device of the images.
+        mirrored: The same.
+
+    Returns:
+        The same shape as the images.
+    """
+    k, channels, size, _ = images.shape
     rows, columns = offsets + torch.arange(size, device=images.device)  # (k, size) each, padded
-    if flip:
-        mirrored = (torch.rand(k, 1) < 0.5).to(images.device)
-        columns = torch.where(mirrored, columns.flip(1), columns)
+    columns = torch.where(mirrored, columns.flip(1), columns)
     padded_size = size + 2 * padding
     places = (rows[:, :, None] * padded_size + columns[:, None, :]).flatten(1)  # (k, size * size)
     padded = functional.pad(images, (padding,) * 4).flatten(2)

@@ -35,6 +35,7 @@ __all__ = [
     "COMPILE_MODES",
     "OPTIMIZERS",
     "VALIDATION_FRACTION",
+    "WHOLE_STEP",
     "RunSettings",
     "build_strategy",
 ]
@@ -43,7 +44,9 @@ OPTIMIZERS = ("sgd", "adamw")
 
 AUTOCAST = ("bfloat16",)  # float16 would need its losses scaled
 
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")  # of torch.compile
+WHOLE_STEP = "whole-step"
+
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", WHOLE_STEP)  # but for it, of torch
 
 # Of the train examples: a strategy that needs a validation loader trains on the others.
 VALIDATION_FRACTION = 0.1
@@ -95,7 +98,9 @@ class RunSettings:
         autocast: Dtype of `torch.autocast` for all passes, one of `AUTOCAST`. None: float32
             throughout.
         compile: Mode of `torch.compile` for the pass of training, one of `COMPILE_MODES`;
-            `"reduce-overhead"` takes CUDA graphs on a GPU. None: not compiled.
+            `"reduce-overhead"` takes CUDA graphs on a GPU. `"whole-step"` compiles nothing but
+            takes the step from views to update, for images, as one CUDA graph on a GPU, and on
+            buffers that stay elsewhere. None: not compiled.
 
     Raises:
         TypeError: If a value is of a wrong kind.
@@ -133,6 +138,11 @@ class RunSettings:
             check_choice("autocast", self.autocast, AUTOCAST)
         if self.compile is not None:
             check_choice("compile", self.compile, COMPILE_MODES)
+            if self.compile == WHOLE_STEP and self.data in TEXT_DATASETS:
+                raise ValueError(
+                    f"compile={WHOLE_STEP!r} needs images, all of one shape; {self.data} is text. "
+                    "Leave it out, or take another mode."
+                )
         entry = self.entry
         try:
             torch.device(self.device)
@@ -179,6 +189,11 @@ class RunSettings:
     def autocast_dtype(self) -> torch.dtype | None:
         """Dtype of `torch.autocast`, None for none."""
         return None if self.autocast is None else getattr(torch, self.autocast)
+
+    @property
+    def torch_mode(self) -> str | None:
+        """Mode of `torch.compile`, None where nothing is compiled."""
+        return None if self.compile == WHOLE_STEP else self.compile
 
     def make_strategy(
         self, *, validation_loader: DataLoader[Any] | None = None, num_steps: int | None = None

@@ -20,13 +20,16 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset, Subset
 
 import crest
+from crest.lab.data.image_data import ImageData
 from crest.lab.data.protocol import LabelledData, Views
+from crest.lab.data.recipes import Drawing, ViewRecipes
 from crest.lab.run.checkpoint import Checkpoint, Paused
 from crest.lab.run.clock import Clock
 from crest.lab.run.diagnosis import Diagnosis, check_diagnostics, evenly_spaced
 from crest.lab.run.freed_memory import keep_freed_memory
 from crest.lab.run.learning_rate import learning_rate_factor
-from crest.lab.run.settings import VALIDATION_FRACTION, RunSettings
+from crest.lab.run.settings import VALIDATION_FRACTION, WHOLE_STEP, RunSettings
+from crest.lab.run.step import CapturedStep, Step, plain_step
 
 __all__ = ["check", "count_steps", "train"]
 
@@ -91,17 +94,17 @@ def _train(
     torch.manual_seed(settings.seed)
     model = data.build_network(settings.network).to(device)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    views = data.make_views(device, augment=settings.augment)
-    forward = _make_forward(settings, model)
-    _rehearse(settings, data, views, model, forward)
+    views = _make_views(settings, data, augment=settings.augment)
+    called = Drawing(model, views) if isinstance(views, ViewRecipes) else model
+    forward = _make_forward(settings, called)
+    _rehearse(settings, data, views, called, forward)
     if checkpoint is not None:
         checkpoint.interrupts.check()
 
     num_steps = count_steps(settings, data)
     schedule_steps = settings.count_schedule_steps(_steps_per_epoch(settings, data))
     evaluate_at = evenly_spaced(num_steps, settings.evaluations)
-    criterion = nn.CrossEntropyLoss(reduction="none")
-    loader, order = _make_loader(settings, data, views, model)
+    loader, order = _make_loader(settings, data, views, called)
     optimizer = _make_optimizer(settings, model)
     scheduler = LambdaLR(
         optimizer,
@@ -116,16 +119,11 @@ def _train(
         with checkpoint.naming_faults():
             seconds = run.load_state_dict(saved)
     curve, step = run.curve, run.step
+    take_step = _make_step(settings, views, forward, run)
     clock = Clock(device, seconds)
     while step < num_steps:
         for inputs, targets, weights in loader:
-            outputs = forward(inputs)
-            losses = criterion(outputs, targets.to(device))
-            loader.observe(losses, outputs)
-            loss = crest.weighted_mean(losses, weights)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            loss = take_step(inputs, targets, weights)
             scheduler.step()
             step = run.step = step + 1
             if on_step is not None:
@@ -187,7 +185,7 @@ def check(settings: RunSettings, data: LabelledData) -> None:
         ValueError: If settings and data do not fit, or there is no compiler to compile with.
     """
     count_steps(settings, data)
-    if settings.compile is not None and torch.device(settings.device).type == "cpu":
+    if settings.torch_mode is not None and torch.device(settings.device).type == "cpu":
         _check_compiler()
     _make_loader(settings, data, data.make_views("cpu", augment=False), nn.Linear(1, 1))
 
@@ -227,7 +225,7 @@ def _make_loader(
     validation_loader = None
     if settings.entry.needs_validation:
         held_out, trained = _split(settings, len(views))
-        clean = cast(Dataset[Any], data.make_views(settings.device, augment=False))
+        clean = cast(Dataset[Any], _make_views(settings, data, augment=False))
         validation_loader = DataLoader(Subset(clean, held_out), batch_size=settings.batch_size)
         dataset = Subset(dataset, trained)
     train_loader = DataLoader(
@@ -276,24 +274,41 @@ def _make_diagnosis(
     return Diagnosis(names, loader, look, num_steps, settings.evaluations, subset_size)
 
 
+def _make_views(settings: RunSettings, data: LabelledData, *, augment: bool) -> Views:
+    if settings.compile == WHOLE_STEP:
+        return ViewRecipes(cast(ImageData, data), settings.device, augment=augment)
+    return data.make_views(settings.device, augment=augment)
+
+
 def _make_optimizer(settings: RunSettings, model: nn.Module) -> torch.optim.Optimizer:
+    lr: Any = settings.lr
+    options: dict[str, Any] = {"weight_decay": settings.weight_decay}
+    if settings.compile == WHOLE_STEP:  # a number would be part of the graph
+        lr = torch.tensor(settings.lr, device=settings.device)
+        options["fused"] = True
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(
-            model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
-        )
-    return torch.optim.SGD(
-        model.parameters(),
-        lr=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-    )
+        options["capturable"] = "fused" in options and lr.device.type == "cuda"
+        return torch.optim.AdamW(model.parameters(), lr=lr, **options)
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=settings.momentum, **options)
+
+
+def _make_step(
+    settings: RunSettings, views: Views, forward: Callable[[Tensor], Tensor], run: _Run
+) -> Step:
+    """Make the step as the settings say, once the state of the run is what it begins with."""
+    if not isinstance(views, ViewRecipes):
+        return plain_step(forward, run.optimizer, run.device, run.loader.observe)
+    learns = {"losses", "outputs"} & {*settings.entry.needs}
+    observe = run.loader.observe if learns else None
+    inputs = views.of_first(settings.batch_size)
+    return CapturedStep(forward, run.model, run.optimizer, run.device, observe, inputs)
 
 
 def _make_forward(settings: RunSettings, model: nn.Module) -> Callable[[Tensor], Tensor]:
     """The model as training calls it, with outputs in float32."""
     called: Callable[[Tensor], Tensor] = model
-    if settings.compile is not None:
-        called = torch.compile(model, mode=settings.compile)
+    if settings.torch_mode is not None:
+        called = torch.compile(model, mode=settings.torch_mode)
 
     def forward(inputs: Tensor) -> Tensor:
         with _autocast(settings):
@@ -328,9 +343,10 @@ def _rehearse(
     """Take a step or some, then set model and random states back to what they were."""
     device = torch.device(settings.device)
     before = copy.deepcopy(model.state_dict())
-    steps = 1 if settings.compile is None else _STEPS_TO_COMPILE
-    # Of strategies that select later than in the first steps.
-    crest.facility_location(torch.zeros(1, 2, len(data.classes)), 1)
+    steps = 1 if settings.torch_mode is None else _STEPS_TO_COMPILE
+    # Of strategies that select later than in the first steps, from four mini-batches.
+    m = settings.batch_size
+    crest.facility_location(torch.zeros(1, 4 * m, len(data.classes), device=device), m)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         optimizer = _make_optimizer(settings, model)
         loader, _ = _make_loader(settings, data, views, model)
