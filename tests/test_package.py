@@ -31,9 +31,10 @@ LAYERS = [
     [
         *("history", "reader", "collation", "data_view", "order", "open_region", "batches"),
         *("resume", "first_batch", "epoch", "feed"),
+        *("trackers", "ledger", "example_table", "insight"),
     ],
     ["loader"],
-    ["diagnostics"],
+    ["diagnostics", "checkup"],
     ["lab"],
     ["report"],
     ["cli", "__main__"],
