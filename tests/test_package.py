@@ -31,10 +31,10 @@ LAYERS = [
     [
         *("history", "reader", "collation", "data_view", "order", "open_region", "batches"),
         *("resume", "first_batch", "epoch", "feed"),
-        *("trackers", "ledger", "example_table", "insight"),
+        *("trackers", "ledger", "example_table", "page", "insight"),
     ],
     ["loader"],
-    ["diagnostics", "checkup"],
+    ["diagnostics", "findings", "checkup"],
     ["lab"],
     ["report"],
     ["cli", "__main__"],

@@ -1,7 +1,8 @@
 """Train a deep network on a tenth of the steps with mini-batch coresets."""
 
 from crest.batches import weighted_mean
-from crest.checkup import Checkup, doctor
+from crest.checkup import doctor
+from crest.findings import Checkup
 from crest.loader import CoresetLoader
 from crest.options import Look
 from crest.selection import Coreset, facility_location

@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from crest.checks import check, instance, optional, whole
+from crest.findings import Checkup
 from crest.loader import CoresetLoader
 from crest.looking.head import unwrapped
 from crest.looking.losses import PerExampleLoss
@@ -28,70 +27,11 @@ from crest.watching.hook import Watch
 from crest.watching.record import ExampleRecord
 from crest.watching.replay import Replay
 
-__all__ = ["Checkup", "Finding", "doctor"]
+__all__ = ["doctor"]
 
 _LOADER = instance(CoresetLoader, text="a CoresetLoader")
 _TIMED = 5  # steps that are timed, after one that is not
 _COPIES = 5  # of its parameters, in float32, that a quadratic model keeps
-_MARKS = {"good": "ok", "note": "note", "problem": "PROBLEM"}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was found.
-
-    Attributes:
-        level: `"good"`, `"note"`, or `"problem"`, for what keeps the strategy from its work.
-        topic: What it is about, in a word or two.
-        found: A sentence or two.
-        change: What to do about it; empty if nothing.
-    """
-
-    level: Literal["good", "note", "problem"]
-    topic: str
-    found: str
-    change: str = ""
-
-
-@dataclass
-class Checkup:
-    """What `doctor` found; print it.
-
-    Attributes:
-        findings: In the order in which they were made.
-        numbers: What was measured or counted, by name: `num_steps`, `first_selected_step` (None:
-            never), `seconds_per_step`, `watching_seconds`, `bytes_per_example`, and others.
-    """
-
-    findings: list[Finding] = field(default_factory=list)
-    numbers: dict[str, float | int | str | None] = field(default_factory=dict)
-
-    @property
-    def problems(self) -> list[Finding]:
-        """Findings that keep the strategy from its work."""
-        return [finding for finding in self.findings if finding.level == "problem"]
-
-    def add(
-        self, level: Literal["good", "note", "problem"], topic: str, found: str, change: str = ""
-    ) -> None:
-        """Add a finding.
-
-        Args:
-            level: As the attribute of `Finding`.
-            topic: What it is about.
-            found: A sentence or two.
-            change: What to do about it.
-        """
-        self.findings.append(Finding(level, topic, found, change))
-
-    def __str__(self) -> str:
-        """Write one line a finding, and what to change below it."""
-        lines = []
-        for finding in self.findings:
-            lines.append(f"{_MARKS[finding.level]:>7}  {finding.topic}: {finding.found}")
-            if finding.change:
-                lines.append(f"{'':>7}  -> {finding.change}")
-        return "\n".join(lines)
 
 
 def doctor(loader: CoresetLoader, *, num_steps: int | None = None) -> Checkup:
@@ -222,7 +162,7 @@ class _Examination:
         observer = self._new_observer()
         try:
             seen = observer.last_layer_gradients(data)
-            seconds = _median_seconds(lambda: observer.last_layer_gradients(data))
+            seconds = _least_seconds(lambda: observer.last_layer_gradients(data))
         except Exception as error:
             add(
                 "problem" if self._looks else "note",
@@ -309,7 +249,7 @@ class _Examination:
             torch.autograd.grad(loss, parameters, allow_unused=True)
 
         try:
-            seconds = numbers["seconds_per_step"] = _median_seconds(step)
+            seconds = numbers["seconds_per_step"] = _least_seconds(step)
         except Exception as error:
             add(
                 "problem" if self._hears else "note",
@@ -359,7 +299,7 @@ class _Examination:
             step()
             watch.settle()
 
-        with_hooks = _median_seconds(watched)
+        with_hooks = _least_seconds(watched)
         why = watch.explain() if not found else ""
         watch.close()
         more = max(with_hooks - float(numbers["seconds_per_step"] or 0), 0.0)
@@ -426,8 +366,8 @@ def _entry_of(strategy: Any) -> StrategyEntry | None:
     return next((entry for entry in entries if entry.settings is type(strategy)), None)
 
 
-def _median_seconds(call: Callable[[], object]) -> float:
-    """Time a call some times, after one that is not timed."""
+def _least_seconds(call: Callable[[], object]) -> float:
+    """Time a call some times after one that is not timed, and take the least."""
     call()
     seconds = []
     for _ in range(_TIMED):
@@ -438,7 +378,7 @@ def _median_seconds(call: Callable[[], object]) -> float:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - since)
-    return statistics.median(seconds)
+    return min(seconds)  # others may share the processor
 
 
 def _bytes(state: Any) -> int:
