@@ -80,14 +80,6 @@ def example_columns(
     return {name: columns[name].cpu().numpy().copy() for name in COLUMNS}
 
 
-def estimated_noise(columns: Mapping[str, np.ndarray[Any, Any]]) -> float | None:
-    """Share of labels that are listed as wrong, of those that were observed; None if none were."""
-    observed = columns["observed"] & ~np.isnan(columns["label_score"])
-    if not observed.any():
-        return None
-    return float(columns["is_label_issue"][observed].mean())
-
-
 def _margin(known: Mapping[str, Tensor]) -> Tensor:
     if "aum" in known:
         return known["aum"]
@@ -97,15 +89,26 @@ def _margin(known: Mapping[str, Tensor]) -> Tensor:
 
 
 def _label_issues(known: Mapping[str, Tensor], observed: Tensor) -> Tensor:
-    """Name as many of the lowest scores as labels are estimated to be wrong."""
-    none = torch.zeros_like(observed)
+    """Name as many of the lowest scores as labels are estimated to be wrong.
+
+    What a strategy leaves out as suspicious is seen too seldom to count in an estimate, and is
+    named with them.
+
+    Args:
+        known: By column.
+        observed: Which examples were seen, bool, shape (n,).
+
+    Returns:
+        Bool, shape (n,).
+    """
+    found = known.get("is_label_issue", torch.zeros_like(observed)) & observed
     if "p_given" not in known:
-        return none
+        return found
     rows = observed & known["p_given"].isfinite()
     estimate = estimate_label_noise(known["p_given"][rows], known["p_other"][rows])
     if estimate is None:
-        return none
-    return suspicious(_margin(known), estimate.share, rows)
+        return found
+    return found | suspicious(_margin(known), estimate.share, rows)
 
 
 def as_frame(columns: Mapping[str, np.ndarray[Any, Any]]) -> Any:

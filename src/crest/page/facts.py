@@ -238,6 +238,7 @@ def _selects(record: Mapping[str, Any]) -> bool:
 
 
 def selected_steps(records: Sequence[Mapping[str, Any]], steps: int) -> int:
+    """Count the steps taken on regions that were selected, of `steps` in all."""
     return sum(
         max(min(record["length"], steps - record["step"]), 0)
         for record in records
@@ -252,8 +253,9 @@ def _verdict(columns: Mapping[str, Column], history: History, selected: int) -> 
     n = len(columns["index"])
     trained = int((columns["times_trained"] > 0).sum())
     said = [
-        f"{steps:,} steps on {trained:,} of {n:,} examples, {selected / steps:.0%} of them on "
-        f"selected batches, at {1 + history.overhead:.2f} times the cost of random ones."
+        f"{selected / steps:.0%} of {steps:,} steps were on selected batches, at "
+        f"{1 + history.overhead:.2f} times the cost of random ones; {trained:,} of {n:,} examples "
+        "were trained on."
     ]
     issues, out = int(columns["is_label_issue"].sum()), int((columns["left_out_since"] >= 0).sum())
     if issues:

@@ -82,7 +82,7 @@
     if (size >= 1e4) return `${+(value / 1e3).toPrecision(3)}k`;
     return String(+value.toPrecision(3));
   }
-  const W = 480, H = 240, LEFT = 48, RIGHT = 12, TOP = 10, BOTTOM = 34;
+  const W = 420, H = 230, LEFT = 50, RIGHT = 12, TOP = 10, BOTTOM = 34;
   function frame(label, x, y, xName, form = compact) {
     const svg = draw("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": label });
     for (const at of ticks(...y.domain)) {
@@ -158,7 +158,7 @@
     const add = (...given) => found.push(figure(...given));
     const accuracy = curves("accuracy", "curve"), loss = curves("loss", "curve");
     const axis = AXIS[state.axis];
-    if (accuracy.length) add("Accuracy", lines(`Accuracy against ${axis}`, accuracy, axis, { form: (v) => `${compact(100 * v)} %` }), "On data that was not trained on, as the loop measured it.", accuracy);
+    if (accuracy.length) add("Accuracy", lines(`Accuracy against ${axis}`, accuracy, axis, { form: (v) => `${compact(100 * v)} %` }), "As the loop measured it.", accuracy);
     if (loss.length) add("Loss", lines(`Loss against ${axis}`, loss, axis), "As the loop measured it.", loss);
     const before = state.axis; state.axis = "step";
     const trained = curves("loss", "train_curve"), right = curves("accuracy", "train_curve");
@@ -245,7 +245,7 @@
   function showTiles() {
     const one = run(), n = one.numbers, issues = column(one, "is_label_issue"), out = column(one, "left_out_since");
     const sum = (list) => list.reduce((a, b) => a + b, 0);
-    const tiles = [["Steps", short(n.steps)], ["Accuracy", n.accuracy === undefined || n.accuracy === null ? null : percent(n.accuracy)], ["On selected batches", n.steps && n.selected_steps !== undefined ? percent(n.selected_steps / n.steps) : null], ["Cost of a random step", n.overhead === undefined ? null : `× ${(1 + n.overhead).toFixed(2)}`], ["Seconds", short(n.seconds === undefined ? null : Math.round(n.seconds))], ["Labels that look wrong", issues ? short(sum(issues)) : null], ["Left out", out ? short(out.filter((v) => v >= 0).length) : null]];
+    const tiles = [["Steps", short(n.steps)], ["Accuracy", n.accuracy === undefined || n.accuracy === null ? null : percent(n.accuracy)], ["On selected batches", n.steps && n.selected_steps !== undefined ? percent(n.selected_steps / n.steps) : null], ["Cost of a step, in random ones", n.overhead === undefined ? null : `× ${(1 + n.overhead).toFixed(2)}`], ["Seconds", short(n.seconds === undefined ? null : Math.round(n.seconds))], ["Labels that look wrong", issues ? short(sum(issues)) : null], ["Left out", out ? short(out.filter((v) => v >= 0).length) : null]];
     byId("tiles").replaceChildren(...tiles.filter((t) => t[1] !== null).map(([name, value]) => make("div", {}, make("dt", { text: name }), make("dd", { text: value }))));
   }
   function showSettings() {
@@ -284,7 +284,7 @@
   }
   function drawn(index, full = false) {
     const item = (run().items || {})[index];
-    if (item && item.kind === "image") return make("img", { src: `data:image/png;base64,${item.png.replace(/[^A-Za-z0-9+/=]/g, "")}`, alt: `Example ${index}`, class: full ? "large" : null, loading: "lazy" });
+    if (item && item.kind === "image") return make("img", { src: `data:image/png;base64,${item.png.replace(/[^A-Za-z0-9+/=]/g, "")}`, alt: `Example ${index}`, class: full ? "large" : null });
     let text = "no picture is kept of this one";
     if (item && item.kind === "numbers") text = item.values.map((v) => (v === null ? "nan" : short(v))).join("  ") + (item.count > item.values.length ? ` … (${item.count} in all)` : "");
     else if (item) text = item.text;

@@ -106,6 +106,7 @@ class OnlinePlanner:
                 "predicted_label": memory.given.where(memory.margin >= 0, memory.other),
                 "p_given": memory.p_given,
                 "p_other": memory.p_other,
+                "is_label_issue": self._left_out,
             }
         return {name: values.clone() for name, values in known.items()}
 
