@@ -1,7 +1,9 @@
 """Every Python block of the documentation runs, and every page is in the menu."""
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -17,10 +19,10 @@ WITH_CODE = [path for path in PAGES if BLOCK.search(path.read_text())]
 def test_the_blocks_of_a_page_run_one_after_the_other(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))  # some register their own
-    names = {"__name__": "docs"}
-    monkeypatch.setitem(__import__("sys").modules, "docs", type("Module", (), names))
+    module = ModuleType("docs")  # where dataclasses look up their types
+    monkeypatch.setitem(sys.modules, "docs", module)
     for code in BLOCK.findall(path.read_text()):
-        exec(compile(code, str(path), "exec"), names)
+        exec(compile(code, str(path), "exec"), vars(module))
 
 
 def test_every_page_is_in_the_menu():
