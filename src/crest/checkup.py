@@ -64,7 +64,7 @@ def doctor(loader: CoresetLoader, *, num_steps: int | None = None) -> Checkup:
         ['batches are never selected in this run: it has 6 steps, and the first 8 are random.']
     """
     check("loader", loader, _LOADER)
-    num_steps = check("num_steps", num_steps, optional(whole(1)))
+    num_steps = check("num_steps", num_steps, optional(whole(1, 10**15, ">= 1 and <= 10**15")))
     examination = _Examination(loader, num_steps)
     with preserved_random_state(loader.observer.device):
         examination.run()

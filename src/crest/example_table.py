@@ -14,7 +14,6 @@ from torch import Tensor
 
 from crest.checks import ArgumentTypeError
 from crest.ledger import Ledger
-from crest.watching.audit import estimate_label_noise, suspicious
 
 __all__ = ["COLUMNS", "as_frame", "example_columns", "write_table"]
 
@@ -25,11 +24,11 @@ COLUMNS: dict[str, str] = {
     "num_observations": "how often its loss was seen",
     "observed": "whether it was seen at all; rows that were not have no scores",
     "last_loss": "loss, the last time",
-    "smoothed_loss": "average in which an older loss counts 0.7 of the next",
+    "smoothed_loss": "average in which an older loss counts half of the next",
     "aum": "mean margin: probability of the given class less that of the strongest other",
     "forgotten": "how often a right prediction was followed by a wrong one, -1 if unknown",
     "label_score": "0 to 1, low = suspicious",
-    "is_label_issue": "whether its label is among those that are most likely wrong",
+    "is_label_issue": "whether its label is more likely wrong than right, as far as could be told",
     "given_label": "class in the data, -1 if unknown",
     "predicted_label": "class that the model preferred last, -1 if unknown",
     "mistakenness": "0 to 1, high = suspicious: 1 - label_score",
@@ -51,9 +50,12 @@ def example_columns(
         The columns of `COLUMNS`, each of shape (n,).
     """
     known = dict(knowledge)
+    n = len(ledger.trained)
+    none = torch.zeros(n, dtype=torch.bool)
+    issues = known.get("is_label_issue", none)
     if ledger.record is not None:
         known |= ledger.record.knowledge()
-    n = len(ledger.trained)
+        issues = issues | known["is_label_issue"]
     unknown = torch.full((n,), torch.nan)
     times = known.get("num_observations", torch.zeros(n, dtype=torch.int32))
     observed = times > 0
@@ -71,7 +73,7 @@ def example_columns(
         "aum": aum if len(aum) else unknown,
         "forgotten": known.get("forgotten", torch.full((n,), -1)).where(observed, -1),
         "label_score": score if len(aum) else unknown,
-        "is_label_issue": _label_issues(known, observed),
+        "is_label_issue": issues & observed,
         "given_label": given.where(given >= 0, labels),
         "predicted_label": known.get("predicted_label", torch.full((n,), -1)),
         "mistakenness": 1 - score if len(aum) else unknown,
@@ -86,29 +88,6 @@ def _margin(known: Mapping[str, Tensor]) -> Tensor:
     if "p_given" in known:
         return known["p_given"] - known["p_other"]
     return torch.empty(0)
-
-
-def _label_issues(known: Mapping[str, Tensor], observed: Tensor) -> Tensor:
-    """Name as many of the lowest scores as labels are estimated to be wrong.
-
-    What a strategy leaves out as suspicious is seen too seldom to count in an estimate, and is
-    named with them.
-
-    Args:
-        known: By column.
-        observed: Which examples were seen, bool, shape (n,).
-
-    Returns:
-        Bool, shape (n,).
-    """
-    found = known.get("is_label_issue", torch.zeros_like(observed)) & observed
-    if "p_given" not in known:
-        return found
-    rows = observed & known["p_given"].isfinite()
-    estimate = estimate_label_noise(known["p_given"][rows], known["p_other"][rows])
-    if estimate is None:
-        return found
-    return found | suspicious(_margin(known), estimate.share, rows)
 
 
 def as_frame(columns: Mapping[str, np.ndarray[Any, Any]]) -> Any:

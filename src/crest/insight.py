@@ -57,8 +57,8 @@ class Insight:
         `last_loss` and `smoothed_loss`; `aum`, the mean margin (Pleiss et al., NeurIPS 2020, on
         probabilities); `forgotten`, how often a right prediction turned wrong (Toneva et al., ICLR
         2019); `label_score`, (1 + aum) / 2, and `mistakenness`, 1 less that; `is_label_issue`, for
-        as many of the lowest scores as labels are estimated to be wrong; `given_label` and
-        `predicted_label`; `left_out_since`, a step. Unknown are NaN, and -1 of integers; rows that
+        labels that are more likely wrong than right; `given_label` and `predicted_label`;
+        `left_out_since`, a step. Unknown are NaN, and -1 of integers; rows that
         are not `observed` have no scores.
 
         Args:

@@ -59,7 +59,7 @@ def test_each_row_is_what_the_loop_computed(tells):
         assert table["last_loss"][index] == pytest.approx(losses[-1], abs=1e-5)
         smoothed = losses[0]
         for loss in losses[1:]:
-            smoothed = 0.7 * smoothed + 0.3 * loss
+            smoothed = 0.5 * smoothed + 0.5 * loss
         assert table["smoothed_loss"][index] == pytest.approx(smoothed, abs=1e-5)
         aum = sum(margins) / len(margins)
         assert table["aum"][index] == pytest.approx(aum, abs=1e-5)

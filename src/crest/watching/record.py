@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crest.watching.audit import Predictions, estimate_label_noise, wrong_label_chance
+
 __all__ = ["ExampleRecord", "read_errors"]
 
 _AT_ONCE = 64  # batches; what is told stays on its device until so many came
 _RECENT = 8  # losses of an example that are kept with their steps
-_KEPT = 0.7  # of an old average, when an example is seen again
+_KEPT = 0.5  # of an old average, when an example is seen again, as in `ExampleMemory`
 _OFF = 1e-2  # by which p - y may miss the form that cross-entropy gives it
 
 _FIELDS: dict[str, tuple[torch.dtype, float]] = {
@@ -21,8 +23,10 @@ _FIELDS: dict[str, tuple[torch.dtype, float]] = {
     "smoothed_loss": (torch.float32, math.nan),
     "given_label": (torch.int32, -1),
     "predicted_label": (torch.int32, -1),
+    "other": (torch.int32, -1),
     "p_given": (torch.float32, math.nan),
     "p_other": (torch.float32, math.nan),
+    "behind": (torch.float32, math.nan),
     "margins": (torch.float32, 0),
     "num_margins": (torch.int32, 0),
     "forgotten": (torch.int32, 0),
@@ -39,9 +43,10 @@ def read_errors(errors: Tensor) -> dict[str, Tensor] | None:
         errors: Shape (m, ...).
 
     Returns:
-        `given_label` and `predicted_label`, int64, `p_given` and `p_other`, of the given class and
-        of the strongest other one, all of shape (m,); None where the derivatives are of another
-        form.
+        `given_label`, `predicted_label`, and `other`, the strongest rival of the given class,
+        int64; `p_given` and `p_other`; `behind`, the share of the other classes that are likelier
+        than the given one; and `off`, by which the form is missed; all of shape (m,). None where
+        the derivatives are of another form.
     """
     if errors.ndim != 2 or errors.shape[1] < 2 or not len(errors):
         return None
@@ -56,7 +61,9 @@ def read_errors(errors: Tensor) -> dict[str, Tensor] | None:
         "given_label": given,
         "predicted_label": torch.where(p_given >= most, given, rival),
         "p_given": p_given,
+        "other": rival,
         "p_other": most,
+        "behind": (others > p_given[:, None]).sum(1) / (errors.shape[1] - 1),
         "off": off,
     }
 
@@ -64,16 +71,19 @@ def read_errors(errors: Tensor) -> dict[str, Tensor] | None:
 class ExampleRecord:
     """What training showed of each example, for tables and reports; no strategy reads it.
 
-    A batch takes a few small operations on its device, and about 90 bytes are kept of an example.
+    A batch takes a few small operations on its device, and about 100 bytes are kept of an example.
 
     Attributes:
         num_observations: How often losses were seen, int32, shape (n,).
         last_loss: NaN before the first, float32, shape (n,).
-        smoothed_loss: Of which an older one counts 0.7 of the next, float32, shape (n,).
+        smoothed_loss: Of which an older one counts half of the next, float32, shape (n,).
         given_label: Class that the loss was computed with, -1 if unknown, int32, shape (n,).
         predicted_label: Class that the model preferred last, int32, shape (n,).
+        other: Strongest rival of the given class, int32, shape (n,).
         p_given: Smoothed probability of the given class, float32, shape (n,).
-        p_other: Of the strongest other class each time, float32, shape (n,).
+        p_other: Smoothed probability of `other`, float32, shape (n,).
+        behind: Smoothed share of the other classes that were likelier than the given one, float32,
+            shape (n,).
         margins: Sum of p_given - p_other over the times, float32, shape (n,).
         num_margins: Of so many times, int32, shape (n,).
         forgotten: How often a right prediction was followed by a wrong one (Toneva et al., ICLR
@@ -92,8 +102,10 @@ class ExampleRecord:
     smoothed_loss: Tensor
     given_label: Tensor
     predicted_label: Tensor
+    other: Tensor
     p_given: Tensor
     p_other: Tensor
+    behind: Tensor
     margins: Tensor
     num_margins: Tensor
     forgotten: Tensor
@@ -104,6 +116,7 @@ class ExampleRecord:
         self.recent_losses = torch.full((num_examples, _RECENT), math.nan, dtype=torch.float16)
         self.recent_steps = torch.full((num_examples, _RECENT), -1, dtype=torch.int32)
         self.is_classification = True  # as far as was seen
+        self.num_classes = 0
         self.curve: list[tuple[int, float, float | None]] = []
         self._told: list[tuple[int, Tensor, Tensor, dict[str, Tensor] | None]] = []
 
@@ -127,6 +140,8 @@ class ExampleRecord:
         digest = None if errors is None else read_errors(errors)
         if errors is not None and digest is None:
             self.is_classification = False
+        elif errors is not None:
+            self.num_classes = errors.shape[1]
         self._told.append((step, indices, losses, digest))
         if len(self._told) >= _AT_ONCE:
             self.take_in()
@@ -184,21 +199,50 @@ class ExampleRecord:
         was_right = seen & (self.predicted_label[rows] == self.given_label[rows])
         is_right = predicted == given
         self.forgotten[rows] += (was_right & ~is_right).int()
-        for name in ("p_given", "p_other"):
+        for name in ("p_given", "behind"):
             field = getattr(self, name)
             field[rows] = _averaged(field[rows].where(seen, math.nan), digest[name])
+        self._follow_rival(rows, digest["other"].int(), digest["p_other"], seen)
         self.given_label[rows], self.predicted_label[rows] = given, predicted
         self.margins.index_add_(0, rows, digest["p_given"] - digest["p_other"])
         self.num_margins.index_add_(0, rows, torch.ones(len(rows), dtype=torch.int32))
         return int(is_right.sum())
 
+    def _follow_rival(self, rows: Tensor, other: Tensor, p: Tensor, seen: Tensor) -> None:
+        """Average the strongest rival; another takes its place once it has become stronger."""
+        kept = torch.where(seen, _KEPT * self.p_other[rows], 0.0)
+        same = self.other[rows] == other
+        share = torch.where(seen, (1 - _KEPT) * p, p)
+        takes_over = ~seen | (~same & (share > kept))
+        self.other[rows] = torch.where(takes_over, other, self.other[rows])
+        self.p_other[rows] = torch.where(takes_over, share, kept + torch.where(same, share, 0.0))
+
     def knowledge(self) -> dict[str, Tensor]:
         """Give what is known of each example, by column, see `Knows`."""
         self.take_in()
         names = ["num_observations", "last_loss", "smoothed_loss"]
+        issues = torch.zeros(len(self.last_loss), dtype=torch.bool)
         if self.is_classification:
             names += ["given_label", "predicted_label", "p_given", "p_other", "forgotten", "aum"]
-        return {name: getattr(self, name).clone() for name in names}
+            rows = (self.num_margins > 0).nonzero().squeeze(1)
+            issues[rows] = self._look_wrong(rows)
+        known: dict[str, Tensor] = {name: getattr(self, name).clone() for name in names}
+        return known | {"is_label_issue": issues}
+
+    def _look_wrong(self, rows: Tensor) -> Tensor:
+        """Tell which labels are more likely wrong than right, shape of `rows`."""
+        seen = Predictions(
+            self.given_label[rows],
+            self.other[rows],
+            self.p_given[rows],
+            self.p_other[rows],
+            self.behind[rows],
+            self.num_classes,
+        )
+        noise = estimate_label_noise(seen)
+        if noise is None:  # too few examples to tell
+            return torch.zeros(len(rows), dtype=torch.bool)
+        return wrong_label_chance(seen, noise) > 0.5
 
     def state_dict(self) -> dict[str, Any]:
         """Return all fields, with what was told taken in."""
@@ -208,6 +252,7 @@ class ExampleRecord:
             "recent_losses": self.recent_losses.clone(),
             "recent_steps": self.recent_steps.clone(),
             "is_classification": self.is_classification,
+            "num_classes": self.num_classes,
             "curve": [list(point) for point in self.curve],
         }
 
@@ -216,6 +261,7 @@ class ExampleRecord:
         for name in (*_FIELDS, "recent_losses", "recent_steps"):
             setattr(self, name, state[name].clone())
         self.is_classification = state["is_classification"]
+        self.num_classes = state["num_classes"]
         self.curve = [(step, loss, right) for step, loss, right in state["curve"]]
         self._told = []
 
