@@ -101,7 +101,8 @@ def test_wrong_labels_are_found_by_one_run(strategy):
     table = loader.examples()
     found, score = np.asarray(table["is_label_issue"]), np.asarray(table["label_score"])
     assert (found & wrong).sum() / found.sum() > 0.9
-    assert (found & wrong).sum() / wrong.sum() > 0.6
+    recall = (found & wrong).sum() / wrong.sum()
+    assert recall > (0.6 if isinstance(strategy, crest.Full) else 0.3)
     order = score.argsort().argsort()
     auroc = (order[~wrong].mean() - order[wrong].mean()) / len(order) + 0.5
     assert auroc > 0.97

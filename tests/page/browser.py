@@ -78,12 +78,15 @@ class Browser:
     def type(self, selector: str, text: str) -> None:
         self.tell("POST", f"/element/{self.find(selector)}/value", {"text": text})
 
-    def screenshot(self, path: Path) -> None:
-        """Of the whole page."""
-        height = self.run("return document.documentElement.scrollHeight")
-        width = self.run("return window.innerWidth")
-        clip = {"x": 0, "y": 0, "width": width, "height": min(height, 8000), "scale": 1}
-        shot = self.command("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
+    def screenshot(self, path: Path, *, most: int = 8000, top: bool = True) -> None:
+        """Of the page from its top, so many pixels of it; or of what the window shows."""
+        given: dict[str, Any] = {}
+        if top:
+            height = self.run("return document.documentElement.scrollHeight")
+            width = self.run("return window.innerWidth")
+            clip = {"x": 0, "y": 0, "width": width, "height": min(height, most), "scale": 1}
+            given = {"captureBeyondViewport": True, "clip": clip}
+        shot = self.command("Page.captureScreenshot", **given)
         path.write_bytes(base64.b64decode(shot["data"]))
 
     def complaints(self) -> list[str]:

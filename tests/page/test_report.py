@@ -241,8 +241,11 @@ def test_the_gallery_begins_with_the_most_suspicious(finished):
     columns = finished._columns()
     groups = {group["name"]: group for group in gallery_groups(columns)}
     assert next(iter(groups)) == "suspicious"
-    scores = columns["label_score"][groups["suspicious"]["indices"]]
-    assert (np.diff(scores) >= 0).all()
+    rows = groups["suspicious"]["indices"]
+    listed, scores = columns["is_label_issue"][rows], columns["label_score"][rows]
+    assert (np.diff(scores[listed]) >= 0).all()
+    assert (np.diff(scores[~listed]) >= 0).all()
+    assert listed[: int(listed.sum())].all()
     hardest = columns["smoothed_loss"][groups["hardest"]["indices"]]
     assert (np.diff(hardest) <= 0).all()
 

@@ -126,9 +126,9 @@ def gallery_groups(columns: Mapping[str, Column]) -> list[dict[str, Any]]:
         (
             "suspicious",
             "Suspicious labels",
-            "The model prefers another class than the given one, most clearly first.",
-            rated & (issues if issues.any() else score < 0.5),
-            score,
+            "Labels that look wrong; then others that the model contradicts, most clearly first.",
+            rated & (issues | (score < 0.5)),
+            score - 2 * issues,
         ),
         ("hardest", "Hardest", "The largest smoothed losses.", seen & ~np.isnan(loss), -loss),
         ("most", "Most trained on", "Handed out most often.", trained > 0, -trained),

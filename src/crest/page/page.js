@@ -71,7 +71,7 @@
   // Charts
   function ticks(low, high, count = 4) {
     const rough = (high - low) / count || 1, power = 10 ** Math.floor(Math.log10(rough));
-    const step = [1, 2, 5, 10].map((k) => k * power).find((k) => k >= rough);
+    const step = [1, 2, 2.5, 5, 10].map((k) => k * power).find((k) => k >= rough);
     const found = [];
     for (let at = Math.ceil(low / step) * step; at <= high + 1e-9 * step; at += step) found.push(+at.toPrecision(12));
     return found;

@@ -91,7 +91,8 @@ class ExampleRecord:
         is_classification: Whether all losses were cross-entropy with one class each.
         recent_losses: The newest eight, in a ring, float16, shape (n, 8).
         recent_steps: Optimizer steps that they are of, -1 if none, int32, shape (n, 8).
-        curve: For each 64 batches step, mean loss, and share of right predictions or None.
+        curve: For each 64 batches, or what there is of them, step, mean loss, and share of right
+            predictions or None.
 
     Args:
         num_examples: n.
@@ -164,6 +165,8 @@ class ExampleRecord:
                 right += self._take_classes(rows, digest)
                 judged += len(rows)
         mean = float(torch.cat(losses).mean())
+        if len(told) < _AT_ONCE // 2 and self.curve:
+            return  # too few for a point
         self.curve.append((told[-1][0], mean, right / judged if judged else None))
 
     def history(self, index: int) -> list[tuple[int, float]]:
