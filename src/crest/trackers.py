@@ -38,7 +38,7 @@ class Tracker(Protocol):
         ...
 
     def close(self) -> None:
-        """Write out what is held back; nothing follows."""
+        """Write out what is held back. Yours to call: a loader does not know when a run is over."""
         ...
 
 

@@ -75,7 +75,7 @@ def test_the_page_stands_alone_and_holds_the_table(finished, tmp_path):
     assert run["numbers"]["steps"] == finished.history.steps
     assert run["curve"] == [{"step": 25, "accuracy": 0.5}]
     assert len(run["histories"]["0" if "0" in run["histories"] else next(iter(run["histories"]))])
-    assert "of 100 steps were on selected batches" in data["verdict"]
+    assert "of 100 steps were on selected batches; choosing took" in data["verdict"]
 
 
 def test_a_report_changes_nothing(finished, tmp_path):

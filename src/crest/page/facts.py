@@ -25,6 +25,7 @@ __all__ = [
 Column = np.ndarray[Any, Any]
 
 _OF_A_GROUP = 48  # examples that are shown of each kind
+_ENOUGH = 24  # labels that look wrong, for a group of their own
 _MOST_POINTS = 400  # of a curve
 _UNPACKED = ("index", "mistakenness")  # the page computes them
 
@@ -81,6 +82,7 @@ def run_facts(
             "cost": history.cost,
             "overhead": history.overhead,
             "seconds": sum(history.seconds.values()),
+            "choosing": _share_of_choosing(history),
             "lag": history.lag,
         },
         "seconds": dict(history.seconds),
@@ -127,7 +129,7 @@ def gallery_groups(columns: Mapping[str, Column]) -> list[dict[str, Any]]:
             "suspicious",
             "Suspicious labels",
             "Labels that look wrong; then others that the model contradicts, most clearly first.",
-            rated & (issues | (score < 0.5)),
+            issues if issues.sum() >= _ENOUGH else rated & (issues | (score < 0.5)),
             score - 2 * issues,
         ),
         ("hardest", "Hardest", "The largest smoothed losses.", seen & ~np.isnan(loss), -loss),
@@ -246,6 +248,13 @@ def selected_steps(records: Sequence[Mapping[str, Any]], steps: int) -> int:
     )
 
 
+def _share_of_choosing(history: History) -> float:
+    """Share of the seconds that went neither into training nor into reading for it."""
+    total = sum(history.seconds.values())
+    own = total - history.seconds["train"] - history.seconds["data"]
+    return own / total if total else 0.0
+
+
 def _verdict(columns: Mapping[str, Column], history: History, selected: int) -> str:
     steps = history.steps
     if not steps:
@@ -253,9 +262,9 @@ def _verdict(columns: Mapping[str, Column], history: History, selected: int) -> 
     n = len(columns["index"])
     trained = int((columns["times_trained"] > 0).sum())
     said = [
-        f"{selected / steps:.0%} of {steps:,} steps were on selected batches, at "
-        f"{1 + history.overhead:.2f} times the cost of random ones; {trained:,} of {n:,} examples "
-        "were trained on."
+        f"{selected / steps:.0%} of {steps:,} steps were on selected batches; choosing took "
+        f"{_share_of_choosing(history):.1%} of the seconds. {trained:,} of {n:,} examples were "
+        "trained on."
     ]
     issues, out = int(columns["is_label_issue"].sum()), int((columns["left_out_since"] >= 0).sum())
     if issues:

@@ -149,7 +149,7 @@
       name: one.name, color: COLORS[k % 4], dash: DASHES[Math.floor(k / 4) % 3],
       points: (one[from] || []).filter((p) => typeof p[key] === "number" && typeof p[state.axis] === "number").map((p) => [p[state.axis], p[key]]),
     }));
-    return shown.filter((one) => one.points.length);
+    return shown.filter((one) => one.points.length > 1);
   }
   const AXIS = { step: "steps", seconds: "seconds" };
 
@@ -245,7 +245,7 @@
   function showTiles() {
     const one = run(), n = one.numbers, issues = column(one, "is_label_issue"), out = column(one, "left_out_since");
     const sum = (list) => list.reduce((a, b) => a + b, 0);
-    const tiles = [["Steps", short(n.steps)], ["Accuracy", n.accuracy === undefined || n.accuracy === null ? null : percent(n.accuracy)], ["On selected batches", n.steps && n.selected_steps !== undefined ? percent(n.selected_steps / n.steps) : null], ["Cost of a step, in random ones", n.overhead === undefined ? null : `× ${(1 + n.overhead).toFixed(2)}`], ["Seconds", short(n.seconds === undefined ? null : Math.round(n.seconds))], ["Labels that look wrong", issues ? short(sum(issues)) : null], ["Left out", out ? short(out.filter((v) => v >= 0).length) : null]];
+    const tiles = [["Steps", short(n.steps)], ["Accuracy", n.accuracy === undefined || n.accuracy === null ? null : percent(n.accuracy)], ["On selected batches", n.steps && n.selected_steps !== undefined ? percent(n.selected_steps / n.steps) : null], ["Passes of a step, in random ones", n.overhead === undefined || n.overhead === null ? null : `× ${(1 + n.overhead).toFixed(2)}`], ["Choosing took, of the seconds", n.choosing === undefined || n.choosing === null ? null : percent(n.choosing)], ["Seconds", short(n.seconds === undefined ? null : Math.round(n.seconds))], ["Labels that look wrong", issues ? short(sum(issues)) : null], ["Left out", out ? short(out.filter((v) => v >= 0).length) : null]];
     byId("tiles").replaceChildren(...tiles.filter((t) => t[1] !== null).map(([name, value]) => make("div", {}, make("dt", { text: name }), make("dd", { text: value }))));
   }
   function showSettings() {
