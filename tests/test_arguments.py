@@ -262,6 +262,13 @@ def test_methods_of_the_loader(method, name):
     takes_or_refuses(name, call)
 
 
+@pytest.mark.parametrize("name", names_of(crest.CoresetLoader.report)[1:])
+def test_the_report(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loader = crest.CoresetLoader(**arguments())
+    takes_or_refuses(name, lambda value: loader.report(**{"folder": "here", name: value}))
+
+
 @pytest.mark.parametrize("name", names_of(diagnostics.measure_gradient_error))
 def test_the_gradient_error(name):
     given = {"loader": crest.CoresetLoader(**arguments()), "num_batches": 1, "num_examples": 8}

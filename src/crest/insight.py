@@ -159,18 +159,15 @@ class Insight:
     ) -> tuple[dict[int, dict[str, Any]], list[str]]:
         """Read examples and draw them; one that cannot be read is said to be so."""
         pictures, failures = Pictures(), []
-        reader = Reader(self._train_loader, worker_seed=0)
-        try:
-            with preserved_random_state(self.observer.device):
-                for index in sorted(indices):
-                    try:
-                        item = reader.items(torch.tensor([index]), [index], 1)[index]
-                        pictures.add(index, item if show is None else show(item))
-                    except Exception as error:  # of the data set, whatever it is
-                        failures.append(f"{type(error).__name__}: {error}")
-                        pictures.fail(index, failures[-1])
-        finally:
-            reader.end_workers()
+        reader = Reader(DataLoader(self._train_loader.dataset))  # here: a few items need no worker
+        with preserved_random_state(self.observer.device):
+            for index in sorted(indices):
+                try:
+                    item = reader.items(torch.tensor([index]), [index], 1)[index]
+                    pictures.add(index, item if show is None else show(item))
+                except Exception as error:  # of the data set, whatever it is
+                    failures.append(f"{type(error).__name__}: {error}")
+                    pictures.fail(index, failures[-1])
         notes = ["Pictures are views as training reads them, augmented where it augments."]
         if failures:
             notes.append(f"{len(failures)} examples cannot be drawn, the first with {failures[0]}")
@@ -223,12 +220,14 @@ def _checked_curve(curve: Any) -> list[dict[str, float]]:
     given = check("curve", [] if curve is None else curve, instance(list, tuple, text="a list"))
     points = []
     for point in given:
-        if not isinstance(point, Mapping) or "step" not in point:
+        try:
+            points.append({str(name): float(plain(value)) for name, value in point.items()})
+            points[-1]["step"]
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
             raise ValueError(
                 f'curve must be a list of points such as {{"step": 100, "accuracy": 0.8}}; got '
                 f"{point!r:.60}."
-            )
-        points.append({name: float(plain(value)) for name, value in point.items()})
+            ) from None
     return points
 
 

@@ -254,6 +254,7 @@ def test_the_gallery_begins_with_the_most_suspicious(finished):
     ("given", "message"),
     [
         ({"curve": [{"accuracy": 1}]}, "curve must be a list of points"),
+        ({"curve": [{"step": "x"}]}, "curve must be a list of points"),
         ({"curve": 3}, "curve must be a list"),
         ({"classes": "ab"}, "classes must be a list"),
         ({"show": 3}, "show must be a function"),
