@@ -91,7 +91,8 @@ class Insight:
         if path is not None:
             write_table(columns, path)
         watch = self._feed.watch
-        if watch is not None and watch.handed_out and not columns["observed"].any():
+        # The last batch may not have been trained on yet.
+        if watch is not None and watch.handed_out > 1 and not columns["observed"].any():
             warnings.warn(
                 f"nothing of training was seen, and there are no scores. {self._feed.explain()}",
                 stacklevel=2,

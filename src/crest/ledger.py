@@ -179,6 +179,7 @@ class Ledger:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned; a record that there was none of begins anew."""
+        saved = state["record"]
         self._pending = []
         self._trained = state["trained"].clone()
         self._selected = state["selected"].clone()
@@ -186,7 +187,7 @@ class Ledger:
         self._selects = state["selects"]
         self._has_selected = state["has_selected"]
         if self.record is not None:
-            if state["record"] is None:
+            if saved is None:
                 self.record = ExampleRecord(len(self._trained))
             else:
-                self.record.load_state_dict(state["record"])
+                self.record.load_state_dict(saved)
