@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: demo test clean
+.PHONY: demo test docs clean
 
 demo: .venv/cli  ## compare CREST with random and full training on digits
 	$(BIN)/crest compare digits --strategies crest,random,full --seeds 0,1,2 --out runs/demo
@@ -13,6 +13,9 @@ test: .venv/dev  ## format, lint, types, tests and doctests
 	$(BIN)/mypy
 	$(BIN)/pytest
 
+docs: .venv/docs  ## the site, in site/; a warning is an error
+	$(BIN)/mkdocs build --strict
+
 .venv/cli: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) ".[cli]"
@@ -22,5 +25,9 @@ test: .venv/dev  ## format, lint, types, tests and doctests
 	$(PIP) ".[cli,dev]"
 	touch $@
 
+.venv/docs: .venv/cli
+	$(PIP) ".[docs]"
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs site

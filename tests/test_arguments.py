@@ -169,6 +169,19 @@ def rows(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.parametrize("name", names_of(crest.doctor))
+def test_the_doctor(name):
+    given = {"loader": crest.CoresetLoader(**arguments())}
+    takes_or_refuses(name, lambda value: crest.doctor(**{**given, name: value}))
+
+
+@pytest.mark.parametrize("kind", [crest.JsonLines, crest.TensorBoard, crest.WandB, crest.MLflow])
+def test_trackers(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (name,) = names_of(kind)
+    takes_or_refuses(name, kind)
+
+
 SELECTIONS = diagnostics.Selections(4)
 SELECTIONS.observe(torch.tensor([1, 2]))
 CALLS = {
@@ -223,6 +236,7 @@ METHODS = {
     "read": {"batches": [torch.tensor([0, 1])], "seed": 0},
     "observe": {},
     "set_epoch": {"epoch": 0},
+    "examples": {},
 }
 METHOD_CASES = [
     (method, name)
@@ -246,6 +260,13 @@ def test_methods_of_the_loader(method, name):
         return list(getattr(loader, method)(**{**known, name: value}) or [])
 
     takes_or_refuses(name, call)
+
+
+@pytest.mark.parametrize("name", names_of(crest.CoresetLoader.report)[1:])
+def test_the_report(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loader = crest.CoresetLoader(**arguments())
+    takes_or_refuses(name, lambda value: loader.report(**{"folder": "here", name: value}))
 
 
 @pytest.mark.parametrize("name", names_of(diagnostics.measure_gradient_error))

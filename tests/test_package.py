@@ -31,9 +31,10 @@ LAYERS = [
     [
         *("history", "reader", "collation", "data_view", "order", "open_region", "batches"),
         *("resume", "first_batch", "epoch", "feed"),
+        *("trackers", "ledger", "example_table", "page", "insight"),
     ],
     ["loader"],
-    ["diagnostics"],
+    ["diagnostics", "findings", "checkup"],
     ["lab"],
     ["report"],
     ["cli", "__main__"],

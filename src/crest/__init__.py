@@ -1,6 +1,8 @@
 """Train a deep network on a tenth of the steps with mini-batch coresets."""
 
 from crest.batches import weighted_mean
+from crest.checkup import doctor
+from crest.findings import Checkup
 from crest.loader import CoresetLoader
 from crest.options import Look
 from crest.selection import Coreset, facility_location
@@ -21,9 +23,11 @@ from crest.strategies import (
     register_strategy,
     registered_strategies,
 )
+from crest.trackers import JsonLines, MLflow, TensorBoard, Tracker, WandB
 
 __all__ = [
     "AdaCore",
+    "Checkup",
     "Coreset",
     "CoresetLoader",
     "Craig",
@@ -33,12 +37,18 @@ __all__ = [
     "Glister",
     "GradMatch",
     "GreedyMiniBatch",
+    "JsonLines",
     "Look",
     "LossPruning",
+    "MLflow",
     "OnlineSelection",
     "Random",
     "RememberedGradients",
     "SelectiveBackprop",
+    "TensorBoard",
+    "Tracker",
+    "WandB",
+    "doctor",
     "facility_location",
     "register_strategy",
     "registered_strategies",

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from crest.ledger import Ledger
 from crest.looking.observer import Observer
 from crest.reader import place
 from crest.strategies.protocol import (
@@ -32,6 +33,7 @@ class Feed:
 
     Args:
         planner: Of the strategy.
+        ledger: Records what is seen, if it is to.
         model: The model that the loop calls.
         observer: Finds the last layer of a model that is never called itself.
         loss_fn: One loss per example.
@@ -41,12 +43,14 @@ class Feed:
     def __init__(
         self,
         planner: Planner,
+        ledger: Ledger,
         model: nn.Module,
         observer: Observer,
         loss_fn: Callable[..., Tensor],
         name: str,
     ) -> None:
         self._planner = planner
+        self._ledger = ledger
         self._model = model
         self._observer = observer
         self._loss_fn = loss_fn
@@ -54,6 +58,7 @@ class Feed:
         # Asked once: at each step it would take as long as a small one.
         self._learns_losses = isinstance(planner, LearnsFromTraining)
         self._learns_gradients = isinstance(planner, RemembersGradients)
+        self._listens = self._learns_losses or self._learns_gradients or ledger.record is not None
         self._is_told = False
         self.watch: Watch | None = None
 
@@ -65,7 +70,7 @@ class Feed:
             batch: Without weights.
         """
         if self.watch is None:
-            if self._is_told or not (self._learns_losses or self._learns_gradients):
+            if self._is_told or not self._listens:
                 return
             replay = Replay(self._model, self._loss_fn, takes_model=self._observer.takes_model)
             self.watch = Watch(self._model, replay, self._pass_on)
@@ -95,8 +100,18 @@ class Feed:
         errors = None
         if self._learns_gradients:
             errors = output_gradients(losses, outputs, self._name)
+        elif self._ledger.record is not None and outputs is not None:
+            with contextlib.suppress(ValueError):  # losses alone are recorded then
+                errors = output_gradients(losses, outputs, self._name)
         # A copy: the loop may weight the losses in place, a CUDA graph write over them.
         self._pass_on(indices, losses.detach().clone(), errors)
+
+    def note_refused(self) -> None:
+        """Let the log say how many batches were not matched with what training did, and why."""
+        if self.watch is not None and self.watch.missed:
+            self._ledger.note_refused(
+                self.watch.handed_out, self.watch.missed, self.watch.explain()
+            )
 
     def close(self) -> None:
         """Watch no more."""
@@ -110,6 +125,7 @@ class Feed:
         return call_observe() if self.watch is None else self.watch.explain()
 
     def _pass_on(self, indices: Tensor, losses: Tensor, errors: Tensor | None) -> None:
+        self._ledger.tell(indices, losses, errors)
         if self._learns_losses:
             cast(LearnsFromTraining, self._planner).observe(indices, losses)
         if errors is not None and self._learns_gradients:

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from crest.batches import Attach, with_weights
-from crest.checks import SEED, check, instance, many, whole
-from crest.data_checks import check_indices
+from crest.checks import check, instance, many, whole
 from crest.data_view import DataView, cheaper_observer, known_labels
 from crest.epoch import Epoch
 from crest.feed import Feed
 from crest.first_batch import FirstBatch
 from crest.history import History
+from crest.insight import Insight
+from crest.ledger import Ledger
 from crest.looking.observer import Observer
 from crest.open_region import OpenRegion
 from crest.options import BUDGET, LoaderOptions, Look
@@ -41,6 +42,7 @@ from crest.strategies.protocol import (
     MiniBatch,
 )
 from crest.strategies.registry import make_strategy
+from crest.trackers import Tracker
 from crest.watching.parameters import ParameterWatch
 from crest.watching.told import check_told
 
@@ -49,7 +51,7 @@ __all__ = ["CoresetLoader"]
 _MODEL = instance(nn.Module, text="a torch.nn.Module")
 
 
-class CoresetLoader(NotCopied):
+class CoresetLoader(Insight, NotCopied):
     """A short epoch of weighted mini-batches in place of the epoch of an ordinary loader.
 
     Batches are those of the user's loader (dataset, collate_fn, workers, pin_memory) with weights
@@ -91,6 +93,9 @@ class CoresetLoader(NotCopied):
             training, see `crest.Look`. None: at the model as it is.
         attach: `attach(batch, weights, indices)` returns the batch to hand out, for batches that
             are no tuple, list or dict.
+        record: Whether to record what training shows of every example, whatever the strategy: for
+            `examples()` and `report()`.
+        tracker: Takes the numbers of each region, such as `JsonLines("run.jsonl")`, see `Tracker`.
 
     Raises:
         TypeError: If an argument is of a wrong kind, such as a dataset in place of a DataLoader, or
@@ -132,6 +137,8 @@ class CoresetLoader(NotCopied):
         selection_dataset: Any = None,
         look: Look | None = None,
         attach: Attach | None = None,
+        record: bool = False,
+        tracker: Tracker | None = None,
     ) -> None:
         length = self._dataset_length = check_loader(train_loader)
         check("model", model, _MODEL)
@@ -149,6 +156,8 @@ class CoresetLoader(NotCopied):
             selection_dataset=selection_dataset,
             look=Look() if look is None else look,
             attach=attach,
+            record=record,
+            tracker=tracker,
         )
         options.check_against(length)
         self._settings = options.to_settings()
@@ -167,6 +176,7 @@ class CoresetLoader(NotCopied):
         self._view_generator = torch.Generator().manual_seed(options.seed + 1)
         self.observer = Observer(model, loss_fn, head=head, dtype=look.dtype)
         self.history = History(batch_size * options.accumulation_steps, self.observer.device)
+        self._ledger = Ledger(length, self.history, records=options.record, tracker=options.tracker)
         reader = Reader(train_loader)
         self._examples = DataView(
             reader if selection_dataset is None else Reader(train_loader, selection_dataset),
@@ -186,7 +196,7 @@ class CoresetLoader(NotCopied):
         )
         self._planner = options.strategy.start(self._task)
         name = type(options.strategy).__name__
-        self._feed = Feed(self._planner, model, self.observer, loss_fn, name)
+        self._feed = Feed(self._planner, self._ledger, model, self.observer, loss_fn, name)
         self._training = ParameterWatch(model)
         self._first = FirstBatch(self.observer, self.history)
         self._total = 0  # batches of the run handed out
@@ -254,6 +264,7 @@ class CoresetLoader(NotCopied):
             if self._epoch.end(iteration):
                 self._region.end_epoch()
             self._feed.settle()
+            self._feed.note_refused()
 
     def observe(
         self, losses: Tensor, outputs: Tensor | None = None, *, indices: Tensor | None = None
@@ -311,6 +322,7 @@ class CoresetLoader(NotCopied):
         branch = CoresetLoader(self._train_loader, self._model, **self._options.to_arguments())
         task = dataclasses.replace(branch._task, is_preview=True)
         branch._planner = self._options.strategy.start(task)
+        branch._ledger.silence()
         state = self.state_dict()
         del state["settings"]  # of any type, and the same by construction
         branch.load_state_dict({**copy.deepcopy(state), "settings": branch._settings})
@@ -323,27 +335,6 @@ class CoresetLoader(NotCopied):
                 planned, batch = branch._fetch()
                 found.append((planned, place(batch, self.observer.device)))
         return found
-
-    def read(self, batches: Sequence[Tensor], seed: int) -> Iterator[Any]:
-        """Read views of any examples, as training would.
-
-        Args:
-            batches: Example indices of each batch, int64.
-            seed: Seeds the views; the random states stay as they are.
-
-        Returns:
-            The batches without weights, on the device of the model.
-
-        Raises:
-            TypeError: If an argument is of a wrong kind.
-            ValueError: If one is out of its range.
-        """
-        check("batches", batches, instance(list, tuple, text="a list of tensors"))
-        for indices in batches:
-            check_indices("batches", indices, self._dataset_length)
-        seed = check("seed", seed, SEED)
-        stream = Reader(self._train_loader, worker_seed=seed).batches(batches, seed)
-        return (place(batch, self.observer.device) for batch in stream)
 
     def set_epoch(self, epoch: int) -> None:
         """Pass the epoch on to the samplers of the user's loader that want to know.
@@ -410,6 +401,7 @@ class CoresetLoader(NotCopied):
             "examples": self._examples,
             "planner": self._planner,
             "history": self.history,
+            "ledger": self._ledger,
         }
 
     def _fetch(self) -> tuple[MiniBatch, Any]:
@@ -422,6 +414,7 @@ class CoresetLoader(NotCopied):
         self.history.steps = math.ceil(self._total / self._options.accumulation_steps)
         m = len(planned.indices)
         self.history.count("train", forward=m, backward=m)
+        self._ledger.hand_out(planned.indices)
         return planned, batch
 
     def _plan(self) -> None:
@@ -431,6 +424,7 @@ class CoresetLoader(NotCopied):
         step = self._total // self._options.accumulation_steps
         region = self._planner.next_region(self._examples, step)
         self._region.open(region)
+        self._ledger.open(region, self._planner, step)
         if region.held and self._training.untrained:
             lag = math.ceil(self._training.untrained / self._options.accumulation_steps)
             self.history.report_lag(lag)

@@ -138,6 +138,8 @@ class LoaderOptions:
     selection_dataset: Any
     look: Look
     attach: Callable[[Any, Tensor, Tensor], Any] | None
+    record: bool
+    tracker: Any
 
     def __post_init__(self) -> None:
         is_settings = dataclasses.is_dataclass(self.strategy) and not isinstance(
@@ -193,6 +195,16 @@ class LoaderOptions:
 
 BUDGET = number(0, 1, above=True, text="in (0, 1], the share of steps to take; write 0.1 for 10 %")
 
+
+def _tracker(given: Any) -> Any:
+    is_one = callable(getattr(given, "log", None)) and callable(getattr(given, "close", None))
+    if not is_one or isinstance(given, type):
+        raise TypeError
+    return given
+
+
+_HAS_LOG = "a tracker such as crest.JsonLines(path), with log(metrics, step) and close(),"
+
 _LOADER_RULES = {
     "loss_fn": function(),
     "budget": BUDGET,
@@ -202,6 +214,8 @@ _LOADER_RULES = {
     "head": optional(instance(nn.Module, str, text="a module or its name")),
     "look": instance(Look, text="a crest.Look"),
     "attach": optional(function()),
+    "record": boolean(),
+    "tracker": optional(Rule(_HAS_LOG, _HAS_LOG, _tracker)),
 }
 
 

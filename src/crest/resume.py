@@ -44,6 +44,7 @@ _STATE = {
     "examples": _DICT,
     "planner": _DICT,
     "history": _DICT,
+    "ledger": _DICT,
 }
 _PARTS = {
     "region": {
@@ -54,6 +55,10 @@ _PARTS = {
         **dict.fromkeys(("indices", "kept", "labels"), tensor()),
         "seeds": _LIST,
         "price": number(0),
+    },
+    "ledger": {
+        **dict.fromkeys(("trained", "selected", "left_out_since"), tensor()),
+        **dict.fromkeys(("selects", "has_selected"), boolean()),
     },
     "history": {
         "records": _LIST,

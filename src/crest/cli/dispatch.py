@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import crest
 from crest.checks import ArgumentTypeError, check_choice
-from crest.cli import compare, reproduce, run, strategies
+from crest.cli import compare, doctor, report, reproduce, run, strategies
 from crest.cli.user_code import import_user_code
 from crest.cli.words import check_commas
 
@@ -93,7 +93,7 @@ def _make_parser() -> tuple[_Parser, Sequence[str]]:
     )
     parser.add_argument("--version", action="version", version=f"crest {crest.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command_name")
-    for command in (run, compare, reproduce, strategies):
+    for command in (run, compare, report, doctor, reproduce, strategies):
         command.add_to(commands)
     return parser, sorted(commands.choices)
 

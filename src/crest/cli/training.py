@@ -21,9 +21,9 @@ from crest.lab.run.results import Results
 from crest.lab.run.under_way import stopped_runs
 from crest.report.progress import make_progress
 
-__all__ = ["add_options", "refuse_failures", "train_all"]
+__all__ = ["FIELDS", "add_options", "refuse_failures", "train_all"]
 
-_FIELDS = (  # of `RunSettings`, each an option of its own
+FIELDS = (  # of `RunSettings`, each an option of its own
     *("network", "epochs", "batch_size", "lr", "budget", "weight_decay", "augment"),
     *("evaluations", "threads", "autocast", "compile"),
 )
@@ -108,7 +108,7 @@ def train_all(
         seeds,
         options=dict(chosen.option),
         device=find_device(chosen.device),
-        **{name: getattr(chosen, name) for name in _FIELDS},
+        **{name: getattr(chosen, name) for name in FIELDS},
     )
     check_diagnostics(chosen.diagnostics)
     make_folder(chosen.out)

@@ -102,6 +102,17 @@ class _PruningPlanner:
     def observe(self, indices: Tensor, losses: Tensor) -> None:
         self._losses.tell(indices, losses)
 
+    @property
+    def first_selected_step(self) -> int:
+        return self._task.steps_of_a_pass
+
+    def knowledge(self) -> dict[str, Tensor]:
+        self._take_in()
+        return {
+            "num_observations": self._losses.known.int(),  # at least
+            "last_loss": self._losses.values.clone(),
+        }
+
     def next_region(self, examples: Examples, step: int) -> Region:
         task, settings = self._task, self._settings
         self._take_in()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -16,11 +17,13 @@ from crest.looking.gradients import LastLayerGradients
 __all__ = [
     "Examples",
     "Excludes",
+    "Knows",
     "LearnsFromTraining",
     "MiniBatch",
     "Planner",
     "Region",
     "RemembersGradients",
+    "SelectsLater",
     "Strategy",
     "Task",
     "call_observe",
@@ -103,6 +106,11 @@ class Task:
     exact_losses: bool = True
     is_preview: bool = False
     explain_silence: Callable[[], str] = call_observe
+
+    @property
+    def steps_of_a_pass(self) -> int:
+        """Optimizer steps in which every example is trained on once."""
+        return math.ceil(self.num_examples / (self.batch_size * self.batches_per_step))
 
     def refuse_cheaper_looks(self, strategy: str) -> None:
         """Refuse what makes looks at the model cheaper, for a strategy that cannot use it.
@@ -244,6 +252,32 @@ class Excludes(Protocol):
     @property
     def active(self) -> Tensor:
         """Which examples are in play, bool, shape (n,)."""
+        ...
+
+
+@runtime_checkable
+class Knows(Protocol):
+    """A planner that can tell what it knows of each example."""
+
+    def knowledge(self) -> dict[str, Tensor]:
+        """Tell, without changing what is planned.
+
+        Returns:
+            What is known, of `num_observations`, `last_loss`, `smoothed_loss`, `given_label`,
+            `predicted_label`, `p_given` and `p_other`, the probabilities of the given class and of
+            its strongest rival, and `is_label_issue`, for examples that were left out as
+            suspicious; each of shape (n,), NaN or -1 where unknown.
+        """
+        ...
+
+
+@runtime_checkable
+class SelectsLater(Protocol):
+    """A planner whose first batches are random."""
+
+    @property
+    def first_selected_step(self) -> int:
+        """Optimizer step from which on it selects, if all of training is seen."""
         ...
 
 

@@ -17,6 +17,7 @@ from crest.strategies.coresets import resolve_num_candidates, split_subsets
 from crest.strategies.protocol import Examples, MiniBatch, Planner, Region, Task
 from crest.strategies.registry import register_strategy
 from crest.watching.memory import LastSeen
+from crest.watching.record import read_errors
 
 __all__ = ["RememberedGradients"]
 
@@ -24,6 +25,7 @@ _RULES = {"num_candidates": optional(whole(1))}
 
 _RANDOM_STEPS = 64  # planned at once: a loop that observes nothing hears of it soon
 _PATIENCE = 1.5  # passes until examples that were not observed are missed
+_OFF = 1e-2  # by which p - y of cross-entropy may miss its form
 
 
 @register_strategy(
@@ -100,6 +102,23 @@ class _RememberingPlanner:
                 f"has not heard of {self._missed} of {self._task.num_examples} examples after more "
                 "than a pass, and trains on random mini-batches until then."
             )
+
+    @property
+    def first_selected_step(self) -> int:
+        return self._task.steps_of_a_pass
+
+    def knowledge(self) -> dict[str, Tensor]:
+        self._gradients.take_in()
+        known = self._gradients.known
+        digest = read_errors(self._gradients.values.nan_to_num())
+        seen = {"num_observations": known.int()}  # at least
+        if digest is None or not known.any() or float(digest["off"][known].max()) > _OFF:
+            return seen
+        for name in ("given_label", "predicted_label"):
+            seen[name] = digest[name].where(known, -1)
+        for name in ("p_given", "p_other"):
+            seen[name] = digest[name].where(known, torch.nan)
+        return seen
 
     def next_region(self, examples: Examples, step: int) -> Region:
         self._gradients.take_in()

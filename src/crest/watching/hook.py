@@ -104,6 +104,11 @@ class Watch:
             self._waiting.popleft()
 
     @property
+    def missed(self) -> int:
+        """How many batches can no longer be taken in."""
+        return int(self.handed_out - self.taken_in) - len(self._waiting)
+
+    @property
     def unseen_batch(self) -> Any:
         """The first batch, if it was trained on without a call of the model; else None."""
         first = self.handed_out == 1 and not self.calls_seen

@@ -31,7 +31,7 @@ from crest.lab.run.learning_rate import learning_rate_factor
 from crest.lab.run.settings import VALIDATION_FRACTION, WHOLE_STEP, RunSettings
 from crest.lab.run.step import CapturedStep, Step, plain_step
 
-__all__ = ["check", "count_steps", "train"]
+__all__ = ["check", "count_steps", "make_untrained_loader", "train"]
 
 _STEPS_TO_COMPILE = 3  # with CUDA graphs: one to warm up, one to record, one to see
 _EVALUATION_BATCH = 250  # test examples in one forward pass; more do not fit a cache
@@ -204,6 +204,24 @@ def count_steps(settings: RunSettings, data: LabelledData) -> int:
         ValueError: If a batch is larger than the data.
     """
     return settings.count_steps(_steps_per_epoch(settings, data))
+
+
+def make_untrained_loader(settings: RunSettings, data: LabelledData) -> crest.CoresetLoader:
+    """Make the loader of a run and its model, to be looked at before anything is trained.
+
+    Args:
+        settings: What to train and how.
+        data: Train examples.
+
+    Returns:
+        The loader.
+    """
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
+    model = data.build_network(settings.network).to(settings.device)
+    views = data.make_views(settings.device, augment=settings.augment)
+    loader, _ = _make_loader(settings, data, views, model)
+    return loader
 
 
 def _steps_per_epoch(settings: RunSettings, data: LabelledData) -> int:

@@ -90,6 +90,26 @@ class OnlinePlanner:
         """Hear the derivatives of its losses by the outputs."""
         self._memory.tell_errors(indices, errors)
 
+    @property
+    def first_selected_step(self) -> int:
+        """After the first pass, which is random."""
+        return self._task.steps_of_a_pass
+
+    def knowledge(self) -> dict[str, Tensor]:
+        """Tell what is known of each example, see `Knows`."""
+        memory = self._memory
+        memory.take_in(self._drawn // self._task.num_examples)
+        known = {"num_observations": memory.times_seen, "smoothed_loss": memory.loss}
+        if memory.num_outputs > 1 and memory.is_cross_entropy:
+            known |= {
+                "given_label": memory.given,
+                "predicted_label": memory.given.where(memory.margin >= 0, memory.other),
+                "p_given": memory.p_given,
+                "p_other": memory.p_other,
+                "is_label_issue": self._left_out,
+            }
+        return {name: values.clone() for name, values in known.items()}
+
     def next_region(self, examples: Examples, step: int) -> Region:
         """Read the situation and plan what follows.
 
@@ -131,6 +151,7 @@ class OnlinePlanner:
         if self._settings.if_unseen == "error":
             raise ValueError(f"OnlineSelection needs what training computes; {what}")
         self._gave_up = True
+        _log.info("selection is off, and batches are random: %s", what)
         if not self._has_warned:
             self._has_warned = True
             warnings.warn(
