@@ -4,8 +4,8 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt --edita
 
 .PHONY: demo test docs clean
 
-demo: .venv/cli  ## compare CREST with random and full training on digits
-	$(BIN)/crest compare digits --strategies crest,random,full --seeds 0,1,2 --out runs/demo
+demo: .venv/cli  ## what it does, in a minute: digits, with clean and with wrong labels
+	$(BIN)/crest demo
 
 test: .venv/dev  ## format, lint, types, tests and doctests
 	$(BIN)/ruff format --check .

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import crest
 from crest.checks import ArgumentTypeError, check_choice
-from crest.cli import compare, doctor, report, reproduce, run, strategies
+from crest.cli import compare, demo, doctor, report, reproduce, run, strategies
 from crest.cli.user_code import import_user_code
 from crest.cli.words import check_commas
 
@@ -24,6 +24,7 @@ _INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
 _EPILOG = """\
 examples:
+  crest demo
   crest compare digits
   crest compare cifar10 --data-dir data --network resnet8 --epochs 2 --seeds 0,1,2 --time-matched
   crest reproduce table1 --scale small --data-dir data --tasks cifar10 --minutes 9
@@ -93,7 +94,7 @@ def _make_parser() -> tuple[_Parser, Sequence[str]]:
     )
     parser.add_argument("--version", action="version", version=f"crest {crest.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command_name")
-    for command in (run, compare, report, doctor, reproduce, strategies):
+    for command in (demo, run, compare, report, doctor, reproduce, strategies):
         command.add_to(commands)
     return parser, sorted(commands.choices)
 

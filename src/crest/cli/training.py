@@ -10,8 +10,9 @@ from typing import Any
 
 from crest.cli.machine import add_data_dir, add_machine, find_device, make_folder
 from crest.cli.user_code import add_import
-from crest.cli.words import listed, option, positive, positive_float, words
+from crest.cli.words import listed, option, positive, positive_float, share, words
 from crest.lab.data.datasets import DATASETS, load_dataset
+from crest.lab.data.wrong_labels import with_wrong_labels
 from crest.lab.networks.text import TEXT_NETWORKS
 from crest.lab.networks.vision import NETWORKS
 from crest.lab.run.comparison import compare
@@ -45,6 +46,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         dest="augment",
         action="store_false",
         help="leave out random shifts and mirroring",
+    )
+    add(
+        "--wrong-labels",
+        type=share,
+        default=0.0,
+        metavar="SHARE",
+        help="make this share of the train labels any other class, to see what comes of it",
     )
     add(
         "--option",
@@ -116,6 +124,8 @@ def train_all(
     data = load_dataset(
         chosen.data, chosen.data_dir, image_size=chosen.image_size, network=plan[0].network
     )
+    if chosen.wrong_labels:
+        data = with_wrong_labels(data, chosen.wrong_labels)
     with make_progress() as progress:
         records, failed = compare(
             plan,

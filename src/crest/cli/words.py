@@ -19,6 +19,7 @@ __all__ = [
     "positive",
     "positive_float",
     "shard",
+    "share",
     "words",
 ]
 
@@ -127,6 +128,27 @@ def positive_float(text: str) -> float:
         value = 0.0
     if not value > 0:
         raise argparse.ArgumentTypeError(f"must be a number > 0; got {text!r}")
+    return value
+
+
+def share(text: str) -> float:
+    """Take a share of a whole.
+
+    Args:
+        text: The word.
+
+    Returns:
+        In [0, 1].
+
+    Raises:
+        argparse.ArgumentTypeError: If it is no such number.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be in [0, 1], as 0.2 for a fifth; got {text!r}")
     return value
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 __all__ = ["LabelNoise", "Predictions", "estimate_label_noise", "wrong_label_chance"]
 
 _SUREST = 0.05  # share of the predictions that are looked at, of all and of each class
+_ENOUGH, _MOST = 250, 0.2  # at least so many, as long as they are no larger share
 _FEWEST = 50  # of these, for a share to mean something
 _FEWEST_OF_CLASS = 10
 _TIE = 1e-3  # of ranks, kept in half precision
@@ -76,13 +77,14 @@ def estimate_label_noise(seen: Predictions) -> LabelNoise | None:
     """Estimate how many labels are wrong from where the model is surest.
 
     Surest predictions are as the anchor points of Patrini et al. (CVPR 2017): what contradicts them
-    is a mistake of the labels, or of the model. The two differ in kind. A wrong label of *any* class
-    is as often behind the middle of the other classes, in the order of their probabilities, as
-    before it; a model's own mistakes are before it. So twice the share behind the middle is the
+    is a mistake of the labels, or of the model. The two differ in kind. A wrong label of *any*
+    class is as often behind the middle of the other classes, in the order of their probabilities,
+    as before it; a model's own mistakes are before it. So twice the share behind the middle is the
     share of such labels (the thought by which Storey, 2002, counts true null hypotheses among
-    p-values). And labels that were moved from one class to *another one* go one way, where a model's
-    confusions go both: what a class is labelled as beyond twice the way back, and beyond two
-    standard errors, was moved. Labels swapped both ways are not told from what a model confuses.
+    p-values). And labels that were moved from one class to *another one* go one way, where a
+    model's confusions go both: what a class is labelled as beyond twice the way back, and beyond
+    two standard errors, was moved. Labels swapped both ways are not told from what a model
+    confuses.
 
     Args:
         seen: Of k examples.
@@ -91,7 +93,7 @@ def estimate_label_noise(seen: Predictions) -> LabelNoise | None:
         The estimate; None if there are too few examples.
     """
     k, c = len(seen.given), seen.num_classes
-    count = int(_SUREST * k)
+    count = max(int(_SUREST * k), min(_ENOUGH, int(_MOST * k)))
     if count < _FEWEST:
         return None
     order = torch.maximum(seen.p_given, seen.p_other).argsort(descending=True)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from crest.lab.data.image_data import ImageData
-from crest.lab.data.text_data import TextData
+from crest.lab.data.protocol import LabelledData
 
 __all__ = ["make_wrong", "with_wrong_labels"]
 
-Data = TypeVar("Data", ImageData, TextData)
+Data = TypeVar("Data", bound=LabelledData)
 
 
 def make_wrong(labels: Tensor, num_classes: int, share: float, *, moved: bool = False) -> Tensor:
@@ -38,11 +37,12 @@ def with_wrong_labels(data: Data, share: float) -> Data:
     """Make a share of the train labels any other class.
 
     Args:
-        data: Of two classes or more.
+        data: Images or texts of two classes or more.
         share: In [0, 1].
 
     Returns:
         The data with other train labels; test labels are left alone.
     """
-    labels = make_wrong(data.train_labels, len(data.classes), share)
-    return dataclasses.replace(data, train_labels=labels)
+    fields = cast(Any, data)
+    labels = make_wrong(fields.train_labels, len(data.classes), share)
+    return cast(Data, dataclasses.replace(fields, train_labels=labels))

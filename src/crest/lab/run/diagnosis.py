@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +30,7 @@ DIAGNOSTICS = (
     "forgetting",  # 5, 7b
     "selections",  # 7b
     "excluded",  # 7a
+    "label_issues",
 )
 
 _GRADIENT_MEASUREMENTS = 10  # at most: each passes over thousands of examples
@@ -141,7 +143,9 @@ class Diagnosis:
             them that were `never_learned`), `histogram` of the scores of all examples,
             `selected_histogram` of those of all picks, and `mean` and `never_learned` over all
             examples; `selections`, with the `histogram` of how often examples were trained
-            on; `excluded`, a list of `step`, `excluded`, `accuracy` and `active_accuracy`.
+            on; `excluded`, a list of `step`, `excluded`, `accuracy` and `active_accuracy`;
+            `label_issues`, a list of `index`, `given` and `predicted` label of what looks wrong in
+            the end, surest first, for strategies that tell.
         """
         forgetting, selections = self._forgetting, self._selections
         results = {
@@ -156,8 +160,19 @@ class Diagnosis:
             },
             "selections": {"histogram": selections.histogram()},
             "excluded": self._excluded,
+            "label_issues": self._label_issues() if "label_issues" in self._names else None,
         }
         return {name: results[name] for name in DIAGNOSTICS if name in self._names}
+
+    def _label_issues(self) -> list[dict[str, int]]:
+        table = self._loader.examples()
+        found = np.flatnonzero(np.asarray(table["is_label_issue"]))
+        order = np.argsort(np.asarray(table["label_score"])[found], kind="stable")
+        given, predicted = (np.asarray(table[name]) for name in ("given_label", "predicted_label"))
+        return [
+            {"index": int(k), "given": int(given[k]), "predicted": int(predicted[k])}
+            for k in found[order]
+        ]
 
 
 def check_diagnostics(names: Sequence[str]) -> None:

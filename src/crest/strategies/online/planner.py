@@ -30,6 +30,7 @@ _TRUSTED = 2  # passes after which doubt is strong enough to leave examples out
 _DOUBT = 0.5  # chance of a wrong label beyond which an example is left out
 _UNBALANCED = 3.0  # times the examples of the smallest class
 _FEW_CLASSES = 4  # up to here p - y has so few dimensions that a cover is a search for the hardest
+_CHASES = 1.2  # times the doubt of candidates: beyond it they are drawn by chance
 _EXPONENT = 0.5  # of the norm, by which candidates may be drawn
 _GROUPS_AT_ONCE = 64  # of candidates, whose sketches are picked from together
 
@@ -239,11 +240,14 @@ class OnlinePlanner:
         count = max(len(candidates) // r // accumulated, 1) * accumulated
         while len(candidates) < count * r:  # a pool smaller than a step
             candidates = torch.cat([candidates, candidates])
+        groups = candidates[: count * r].view(count, r)
         picks = [
             pick
-            for some in candidates[: count * r].view(count, r).split(_GROUPS_AT_ONCE)
+            for some in groups.split(_GROUPS_AT_ONCE)
             for pick in some.gather(1, self._pick(situation.rule, some, m))
         ]
+        if situation.rule == "cover" and self._chases_doubt(torch.cat(picks), groups):
+            picks = list(groups[:, :m])
         again = self._again(count * m)
         ends = [k * len(again) // count for k in range(count + 1)]
         return [  # in place of what was picked last
@@ -251,15 +255,29 @@ class OnlinePlanner:
             for pick, start, end in zip(picks, ends[:-1], ends[1:], strict=True)
         ]
 
+    def _chases_doubt(self, picks: Tensor, candidates: Tensor) -> bool:
+        """Tell whether picks hold clearly more labels that are likely wrong than candidates do."""
+        picked, offered = (float(self._doubt[some].mean()) for some in (picks, candidates))
+        return picked > _CHASES * offered
+
     def _candidates(self, situation: Situation) -> Tensor:
-        """List one pass over what is in play, in random order, rare classes more than once."""
+        """List one pass over what is in play, in random order, rare classes more than once.
+
+        Once examples are left out, each of the others comes in with the chance that its label is
+        right.
+        """
+        generator = self._task.generator
         pool = (~self._left_out).nonzero().squeeze(1)
+        rates = torch.ones(len(pool))
         if situation.balance > 0:
             given = self._memory.given[pool].long()
             _, classes, counts = given.unique(return_inverse=True, return_counts=True)
             rates = class_shares(counts, situation.balance)[classes]
-            pool = pool.repeat_interleave(repeats(rates, self._task.generator))
-        return pool[torch.randperm(len(pool), generator=self._task.generator)]
+        if self._left_out.any():
+            rates = rates * (1 - self._doubt[pool])
+        if situation.balance > 0 or self._left_out.any():
+            pool = pool.repeat_interleave(repeats(rates, generator))
+        return pool[torch.randperm(len(pool), generator=generator)]
 
     def _again(self, drawn: int) -> Tensor:
         """Choose what is looked at again of what is left out, in random order.
