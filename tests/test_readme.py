@@ -12,10 +12,12 @@ README = Path(__file__).parent.parent / "README.md"
 
 def test_the_example_runs_and_is_short():
     (code,) = re.findall(r"<!-- example -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(code.splitlines()) < 16
+    assert len(code.splitlines()) < 17
     names = {}
     exec(compile(code, "README.md", "exec"), names)
-    assert names["loader"].history.steps == 10 * len(names["loader"])
+    history = names["loader"].history
+    assert history.steps == 10 * len(names["loader"])
+    assert sum(r["length"] for r in history.records if r["selected"]) > history.steps / 2
 
 
 @pytest.mark.parametrize("path", re.findall(r"`((?:\w+/)*\w+\.py)`", README.read_text()))

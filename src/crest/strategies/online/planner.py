@@ -125,6 +125,11 @@ class OnlinePlanner:
             ValueError: If nothing was seen and that is an error.
         """
         n = self._task.num_examples
+        if not self._drawn and not self._task.is_preview:
+            _log.info(
+                "the first pass is random; selection begins with step %d",
+                self.first_selected_step + 1,
+            )
         self._memory.take_in(self._pass)
         known = self._memory.known
         unknown = n - int(known.sum())
