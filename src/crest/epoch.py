@@ -12,7 +12,8 @@ class Epoch:
 
     An iteration that is left early ends its epoch, for the loader at hand as for one that goes on
     from a state saved after it. A state that is saved inside the loop has the rest of the epoch
-    before it.
+    before it; one that is saved at its last batch, as Lightning and Hugging Face do at the end of
+    an epoch, has the next epoch before it.
 
     Attributes:
         length: Batches of an epoch.
@@ -100,5 +101,6 @@ class Epoch:
             is_open: As the attribute.
         """
         self.position = position
-        self.is_open = self.resumes = is_open
+        self.is_open = is_open
+        self.resumes = is_open and position < self.length
         self._iteration = None

@@ -381,9 +381,11 @@ class CoresetLoader(NotCopied):
         """Continue where `state_dict` was called.
 
         The next iteration gives the batches that were left of the epoch, if the state was saved
-        inside the loop, and a new epoch if it was saved after it, `break` included, as for the
-        loader at hand. Views that were held are read again under their seeds, which gives the same
-        pixels as long as the dataset draws its randomness from torch, numpy or `random`.
+        inside the loop, and a new epoch if it was saved at the last batch or after the loop,
+        `break` included, as for the loader at hand. No iteration is empty: a loop over epochs
+        counts one as done with its last batch. Views that were held are read again under their
+        seeds, which gives the same pixels as long as the dataset draws its randomness from torch,
+        numpy or `random`.
 
         Args:
             state: What `state_dict` returned.
