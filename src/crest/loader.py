@@ -34,7 +34,15 @@ from crest.order import (
 )
 from crest.randomness import preserved_order, preserved_random_state
 from crest.reader import Reader, place
-from crest.resume import GeneratorState, NotCopied, OrderState, check_state, new_state, take_up
+from crest.resume import (
+    GeneratorState,
+    NotCopied,
+    NotSkipped,
+    OrderState,
+    check_state,
+    new_state,
+    take_up,
+)
 from crest.strategies import Crest, Strategy
 from crest.strategies.protocol import (
     Excludes,
@@ -49,7 +57,7 @@ __all__ = ["CoresetLoader"]
 _MODEL = instance(nn.Module, text="a torch.nn.Module")
 
 
-class CoresetLoader(NotCopied):
+class CoresetLoader(NotCopied, NotSkipped):
     """A short epoch of weighted mini-batches in place of the epoch of an ordinary loader.
 
     Batches are those of the user's loader (dataset, collate_fn, workers, pin_memory) with weights

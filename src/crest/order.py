@@ -119,6 +119,12 @@ def check_loader(train_loader: DataLoader[Any]) -> int:
         ValueError: If there is no example, or the loader does not batch.
     """
     check("train_loader", train_loader, _LOADER, "Write DataLoader(dataset, batch_size=...).")
+    if type(train_loader).__module__.startswith("accelerate."):
+        raise TypeError(
+            "train_loader must be the DataLoader as it was before accelerator.prepare; got a "
+            f"{type(train_loader).__name__}. Make the CoresetLoader from the plain DataLoader; "
+            "crest.adapters.accelerate.prepare takes the CoresetLoader."
+        )
     dataset = train_loader.dataset
     if isinstance(dataset, IterableDataset):
         raise TypeError(
@@ -232,7 +238,7 @@ def _choice(sampler: Any, num_examples: int) -> str:
                 "Subset(dataset, range(rank, len(dataset), world_size))"
             )
         source: Any = sampler.dataset
-    elif getattr(kind, "__iter__", None) is RandomSampler.__iter__:
+    elif getattr(kind, "__iter__", None) is RandomSampler.__iter__ or _is_seedable(kind):
         if sampler.replacement:
             return "draw with replacement"
         source = sampler.data_source
@@ -245,6 +251,12 @@ def _choice(sampler: Any, num_examples: int) -> str:
     if len(source) != num_examples:
         return f"know {len(source)} of {num_examples} examples"
     return ""
+
+
+def _is_seedable(kind: type) -> bool:
+    """Tell the random sampler of Accelerate, which only seeds each pass anew."""
+    name = (kind.__module__, kind.__name__)
+    return name == ("accelerate.data_loader", "SeedableRandomSampler")
 
 
 def _name(loader: DataLoader[Any]) -> str:

@@ -17,6 +17,7 @@ __all__ = [
     "STATE_VERSION",
     "GeneratorState",
     "NotCopied",
+    "NotSkipped",
     "OrderState",
     "check_state",
     "new_state",
@@ -73,6 +74,20 @@ class NotCopied:
             "that it was made with. Make a new loader for the other model; state_dict() and "
             "load_state_dict() carry the state over."
         )
+
+
+class NotSkipped:
+    """Says what to do to a framework that would skip batches in an order of the data set."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Refuse `dataset`, which `accelerate.skip_first_batches` makes another loader of."""
+        if name == "dataset":
+            raise AttributeError(
+                "a CoresetLoader has no dataset to skip batches in: it resumes from its own state. "
+                "Use crest.adapters.hf_trainer, or set ignore_data_skip=True and call "
+                "loader.load_state_dict."
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
 class _HasState(Protocol):
