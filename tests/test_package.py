@@ -30,7 +30,7 @@ LAYERS = [
     ["strategies"],
     [
         *("history", "reader", "collation", "data_view", "order", "open_region", "batches"),
-        *("resume", "first_batch", "epoch", "feed"),
+        *("resume", "first_batch", "epoch", "feed", "ranks", "labels"),
     ],
     ["loader"],
     ["diagnostics"],

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from crest.looking.observer import Observer
+from crest.ranks import Ranks
 from crest.reader import place
 from crest.strategies.protocol import (
     LearnsFromTraining,
@@ -23,6 +25,8 @@ from crest.watching.replay import Replay
 
 __all__ = ["Feed"]
 
+Seen = tuple[Tensor, Tensor, Tensor | None]  # indices, losses, and their derivatives by the outputs
+
 
 class Feed:
     """What a planner hears of training.
@@ -36,6 +40,7 @@ class Feed:
         observer: Finds the last layer of a model that is never called itself.
         loss_fn: One loss per example.
         name: Of the strategy, for messages.
+        ranks: The processes of the run; of several, each keeps what it has seen until `exchange`.
     """
 
     def __init__(
@@ -45,6 +50,7 @@ class Feed:
         observer: Observer,
         loss_fn: Callable[..., Tensor],
         name: str,
+        ranks: Ranks,
     ) -> None:
         self._planner = planner
         self._model = model
@@ -54,6 +60,8 @@ class Feed:
         # Asked once: at each step it would take as long as a small one.
         self._learns_losses = isinstance(planner, LearnsFromTraining)
         self._learns_gradients = isinstance(planner, RemembersGradients)
+        self._ranks = ranks
+        self._pending: list[Seen] = []  # since the processes last told each other
         self._is_told = False
         self.watch: Watch | None = None
 
@@ -109,8 +117,49 @@ class Feed:
         """Say in words why nothing, or not all, was seen."""
         return call_observe() if self.watch is None else self.watch.explain()
 
+    def exchange(self) -> None:
+        """Tell the planner what all processes have seen, in the order of the batches."""
+        if self._ranks.world == 1 or not (self._learns_losses or self._learns_gradients):
+            return
+        own, self._pending = [_to_tell(*seen) for seen in self._pending], []
+        for batch in itertools.zip_longest(*self._ranks.gather("what was seen", own)):
+            for seen in batch:
+                if seen is not None:
+                    self._tell_planner(*seen)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what this process has seen and not told yet."""
+        indices, losses, errors = zip(*self._pending, strict=True) if self._pending else ((),) * 3
+        return {
+            "rank": self._ranks.rank,
+            "indices": list(indices),
+            "losses": list(losses),
+            "errors": list(errors),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned; what another process saw is its own to tell."""
+        self._pending = []
+        if state["rank"] == self._ranks.rank:
+            entries = zip(state["indices"], state["losses"], state["errors"], strict=True)
+            for entry in entries:
+                self._pass_on(*entry)
+
     def _pass_on(self, indices: Tensor, losses: Tensor, errors: Tensor | None) -> None:
+        if self._ranks.world == 1:
+            self._tell_planner(indices, losses, errors)
+        else:
+            errors = errors if self._learns_gradients else None
+            self._pending.append((indices, losses, errors))
+
+    def _tell_planner(self, indices: Tensor, losses: Tensor, errors: Tensor | None) -> None:
         if self._learns_losses:
             cast(LearnsFromTraining, self._planner).observe(indices, losses)
         if errors is not None and self._learns_gradients:
             cast(RemembersGradients, self._planner).remember(indices, errors)
+
+
+def _to_tell(indices: Tensor, losses: Tensor, errors: Tensor | None) -> Seen:
+    """Bring what was seen into the form that travels: int64 and float32, on the CPU."""
+    errors = None if errors is None else errors.float().cpu()
+    return indices.cpu(), losses.float().cpu(), errors

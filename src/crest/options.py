@@ -138,6 +138,7 @@ class LoaderOptions:
     selection_dataset: Any
     look: Look
     attach: Callable[[Any, Tensor, Tensor], Any] | None
+    shard: bool
 
     def __post_init__(self) -> None:
         is_settings = dataclasses.is_dataclass(self.strategy) and not isinstance(
@@ -150,11 +151,17 @@ class LoaderOptions:
             )
         check_fields(self, _LOADER_RULES)
 
-    def check_against(self, num_examples: int) -> None:
+    @property
+    def keeps_user_order(self) -> bool:
+        """Whether the strategy takes the batches of the user's loader as they come."""
+        return getattr(self.strategy, "keeps_user_order", False)
+
+    def check_against(self, num_examples: int, world: int) -> None:
         """Refuse what does not fit the data set.
 
         Args:
             num_examples: n.
+            world: Processes that train on each batch together.
 
         Raises:
             ArgumentTypeError: If labels are no integers, or the selection data set is none.
@@ -162,6 +169,11 @@ class LoaderOptions:
         """
         within = whole(1, num_examples, f"in [1, {num_examples}], the number of examples")
         check("batch_size", self.batch_size, within)
+        if self.batch_size * world > num_examples:
+            raise ValueError(
+                f"batch_size must be at most {num_examples // world}, as {world} processes train "
+                f"on {num_examples} examples; got {self.batch_size}. Use smaller batches."
+            )
         if self.labels is not None:
             labels = _checked_labels(self.labels, num_examples)
             object.__setattr__(self, "labels", labels)
@@ -202,6 +214,7 @@ _LOADER_RULES = {
     "head": optional(instance(nn.Module, str, text="a module or its name")),
     "look": instance(Look, text="a crest.Look"),
     "attach": optional(function()),
+    "shard": boolean(),
 }
 
 

@@ -123,7 +123,6 @@ def test_a_resumed_run_continues_bit_for_bit(strategy, num_workers, accumulation
 
 NONE = {"num_workers": 0}
 PERSISTENT = {"num_workers": 2, "persistent_workers": True}
-SPAWN = {"num_workers": 2, "multiprocessing_context": "spawn"}
 
 
 @pytest.mark.parametrize(
@@ -135,9 +134,8 @@ SPAWN = {"num_workers": 2, "multiprocessing_context": "spawn"}
         (NONE, 1, (1, 10, 14, 20, 29, 40)),
         (NONE, 5, (1, 3, 5, 10, 13)),
         (PERSISTENT, 1, (1, 10, 14)),
-        (SPAWN, 1, (10,)),
     ],
-    ids=["0 workers", "accumulation 5", "persistent", "spawn"],
+    ids=["0 workers", "accumulation 5", "persistent"],
 )
 def test_a_resumed_run_is_resumed_once_more(strategy, workers, accumulation, stops):
     """First batch, middle, end of an epoch and of the run, each left for the point after it."""
