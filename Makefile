@@ -19,7 +19,7 @@ test: .venv/dev  ## format, lint, types, tests and doctests
 	touch $@
 
 .venv/dev: .venv/cli
-	$(PIP) ".[cli,dev]"
+	$(PIP) ".[cli,dev,frameworks]"
 	touch $@
 
 clean:

@@ -33,7 +33,7 @@ LAYERS = [
         *("resume", "first_batch", "epoch", "feed", "ranks", "labels"),
     ],
     ["loader"],
-    ["diagnostics"],
+    ["diagnostics", "adapters"],
     ["lab"],
     ["report"],
     ["cli", "__main__"],
@@ -92,7 +92,19 @@ assert (states[1] == numpy.random.get_state()[1]).all() and states[2] == random.
 print(*sorted({name.split(".")[0] for name in set(sys.modules) - loaded}))
 """
 
-OPTIONAL = {"sklearn", "matplotlib", "PIL", "rich", "scipy", "numba", "transformers", "lightning"}
+OPTIONAL = {
+    "sklearn",
+    "matplotlib",
+    "PIL",
+    "rich",
+    "scipy",
+    "numba",
+    "transformers",
+    "lightning",
+} | {
+    "accelerate",
+    "peft",
+}
 
 
 def test_importing_patches_nothing_and_imports_nothing_optional():

@@ -32,6 +32,11 @@ class Epoch:
         self.resumes = False
         self._iteration: object | None = None  # the one that may go on
 
+    @property
+    def is_over(self) -> bool:
+        """Whether every batch was handed out."""
+        return self.position >= self.length
+
     def begin(self) -> object:
         """Begin an iteration: a new epoch, or after `load` what is left of one.
 
@@ -65,7 +70,7 @@ class Epoch:
                 "loader plans for one at a time. End the outer loop before the inner one begins, "
                 "or make a second CoresetLoader."
             )
-        return self.position < self.length
+        return not self.is_over
 
     def end(self, iteration: object) -> bool:
         """Close the epoch, whether or not it is complete.
@@ -102,5 +107,5 @@ class Epoch:
         """
         self.position = position
         self.is_open = is_open
-        self.resumes = is_open and position < self.length
+        self.resumes = is_open and not self.is_over
         self._iteration = None
