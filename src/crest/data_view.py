@@ -20,7 +20,7 @@ from crest.looking.gradients import LastLayerGradients
 from crest.looking.observer import Observer
 from crest.options import Look
 from crest.pool import UNKNOWN_CLASS
-from crest.ranks import Ranks
+from crest.ranks import Ranks, refuse_spread
 from crest.reader import Reader, Request, place
 from crest.strategies.protocol import MiniBatch
 
@@ -331,6 +331,7 @@ class DataView:
         self, look: Callable[[Any], Result], items: dict[int, Any], indices: Tensor
     ) -> list[tuple[Result, Tensor]]:
         """Look at examples in equal chunks; one too large for the memory is halved once."""
+        refuse_spread(self._observer.model)
         parts: list[tuple[Result, Tensor]] = []
         left = indices
         while len(left):

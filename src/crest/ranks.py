@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 
 from crest.strategies.protocol import MiniBatch
 
-__all__ = ["Ranks"]
+__all__ = ["Ranks", "refuse_spread"]
 
 Value = TypeVar("Value")
 
@@ -202,3 +202,21 @@ def _present() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def refuse_spread(model: nn.Module) -> None:
+    """Refuse to look at a model whose parameters are spread over the processes.
+
+    Each of its passes is a message to the others, which may look at fewer examples.
+
+    Args:
+        model: The model that is trained.
+
+    Raises:
+        ValueError: If it has parameters of which this process holds a part alone.
+    """
+    if any(type(parameter).__name__ == "DTensor" for parameter in model.parameters()):
+        raise ValueError(
+            "the strategy must learn from training, and not look at the model, where FSDP spreads "
+            "it over the processes. Take crest.OnlineSelection() or crest.RememberedGradients()."
+        )

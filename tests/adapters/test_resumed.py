@@ -69,7 +69,7 @@ def test_a_trainer_goes_on_from_any_checkpoint(tmp_path, accumulation):
     per_epoch = 6 // accumulation
     unbroken = hf(tmp_path, accumulation=accumulation)
     assert unbroken.state.global_step == unbroken.state.max_steps == 4 * per_epoch
-    assert unbroken.lr_scheduler.get_last_lr() == [0.0]
+    assert set(unbroken.lr_scheduler.get_last_lr()) == {0.0}  # the schedule ends with the budget
     assert unbroken.coreset_loader.history.updates > 0
     for step in (1, per_epoch, per_epoch + 1, 3 * per_epoch):  # in an epoch, and at its end
         resumed = hf(

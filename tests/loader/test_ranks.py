@@ -157,6 +157,34 @@ def same(one, other):
         assert one == other or (one != one and other != other)
 
 
+def train_spread(strategy):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = make_model()
+    mesh = init_device_mesh("cpu", (world_size(),))
+    for layer in (model[0], model[2], model):
+        fully_shard(layer, mesh=mesh)
+    loader, optimizer = make(strategy, model), torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(6):
+        for inputs, targets, weights in loader:
+            optimizer.zero_grad()
+            crest.weighted_mean(CRITERION(model(inputs), targets), weights).backward()
+            optimizer.step()
+    return torch.cat([p.full_tensor().detach().flatten() for p in model.parameters()])
+
+
+def test_a_model_spread_by_fsdp_is_learned_from():
+    ((alone, *_),) = run_on(1, train_with, crest.OnlineSelection(), {"epochs": 6})
+    for flat in run_on(2, in_silence, train_spread, crest.OnlineSelection()):
+        torch.testing.assert_close(flat, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_spread_by_fsdp_is_not_looked_at():
+    for answer in run_on(2, in_silence, train_spread, crest.GreedyMiniBatch()):
+        assert "must learn from training, and not look at the model, where FSDP" in answer
+
+
 def noisy_plans():
     model = make_model()
 
