@@ -101,6 +101,18 @@ def test_what_chooses_beside_the_loader_is_refused(tmp_path, options, name):
         hf(tmp_path, **options)
 
 
+def test_wrong_kinds_are_refused():
+    pytest.importorskip("transformers")
+    from crest.adapters.hf_trainer import CoresetTrainer
+
+    with pytest.raises(TypeError, match="coreset must be a dict of options"):
+        CoresetTrainer(model=Dropping(), coreset=0.3)
+    with pytest.raises(TypeError, match="per_example_loss must be a function"):
+        CoresetTrainer(model=Dropping(), per_example_loss="mean")
+    with pytest.raises(ValueError, match="compute_loss_func must be left as it is"):
+        CoresetTrainer(model=Dropping(), compute_loss_func=CRITERION)
+
+
 def fit(folder, *, resume=None, epochs=4):
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint

@@ -14,10 +14,12 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
 from crest.batches import weighted_mean
+from crest.checks import check, function, instance, optional
 from crest.loader import CoresetLoader
 
 __all__ = ["CoresetTrainer", "CoresetTrainerMixin"]
 
+_ADDED = ("sample_weight", "sample_index")
 _TAKEN = ("collate_fn", "num_workers", "pin_memory", "persistent_workers", "prefetch_factor")
 
 
@@ -27,9 +29,7 @@ class CoresetTrainerMixin:
     Steps and schedule follow from its short epochs. The loss is the weighted mean of one loss per
     example, averaged over accumulation. Each checkpoint has the state of the loader, and
     `train(resume_from_checkpoint=...)` goes on from it; nothing is skipped (`ignore_data_skip`).
-
-    Attributes:
-        coreset_loader: Of the training under way, None before the first.
+    `coreset_loader` is that of the training under way.
 
     Args:
         *args: Of the trainer.
@@ -55,11 +55,13 @@ class CoresetTrainerMixin:
         per_example_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        check("coreset", coreset, optional(instance(Mapping, text="a dict of options")))
         self._coreset = dict(coreset or {})
+        check("per_example_loss", per_example_loss, optional(function()))
+        super().__init__(*args, **kwargs)
         _refuse(self, self.args)
         smooth = {"reduction": "none", "label_smoothing": self.args.label_smoothing_factor}
-        cross_entropy = functools.partial(functional.cross_entropy, **smooth)
+        cross_entropy: Any = functools.partial(functional.cross_entropy, **smooth)
         self._per_example = per_example_loss or cross_entropy
         self.args.ignore_data_skip = True
         self.model_accepts_loss_kwargs = False  # so that it divides by the steps of accumulation
@@ -68,13 +70,9 @@ class CoresetTrainerMixin:
     def get_train_dataloader(self) -> Any:
         """Make the loader of a training run."""
         base: Any = super().get_train_dataloader()  # type: ignore[misc]
-        plain = DataLoader(
-            base.dataset,
-            batch_size=self._train_batch_size,
-            shuffle=True,
-            drop_last=self.args.dataloader_drop_last,
-            **{name: getattr(base, name) for name in _TAKEN},
-        )
+        taken = {name: getattr(base, name) for name in _TAKEN}
+        taken["drop_last"] = self.args.dataloader_drop_last
+        plain = DataLoader(base.dataset, self._train_batch_size, shuffle=True, **taken)
         args = self.args
         options = {
             "loss_fn": lambda model, batch: self._outputs_and_losses(model, dict(batch))[1],
@@ -90,10 +88,9 @@ class CoresetTrainerMixin:
         """Average the losses of a batch with its weights; of one without, as Trainer does."""
         if "sample_weight" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, **kwargs)  # type: ignore[misc]
-        fields = {name: inputs[name] for name in inputs if name != "sample_index"}
-        weights = fields.pop("sample_weight")
+        fields = {name: inputs[name] for name in inputs if name not in _ADDED}
         outputs, losses = self._outputs_and_losses(model, fields)
-        loss = weighted_mean(losses, weights)
+        loss = weighted_mean(losses, inputs["sample_weight"])
         return (loss, outputs) if return_outputs else loss
 
     def _outputs_and_losses(self, model: nn.Module, fields: dict[str, Any]) -> tuple[Any, Tensor]:
