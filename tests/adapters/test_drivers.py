@@ -1,10 +1,9 @@
 """In each framework what is filed belongs to its example, and so does each weight.
 
-`python tests/adapters/test_drivers.py` writes the table of docs/frameworks.md anew.
+`PYTHONPATH=tests python tests/adapters/test_drivers.py` writes the table of docs/frameworks.md.
 """
 
 import itertools
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,10 +11,7 @@ import pytest
 import torch
 
 import crest
-
-sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-from drivers import EPOCHS, Case, M, N, Run
-
+from adapters.drivers import EPOCHS, Case, M, N, Run
 from processes import run_on
 
 NEEDS = {"accelerate": "accelerate", "hf_trainer": "transformers", "lightning": "lightning"}

@@ -82,12 +82,10 @@ class CoresetTrainerMixin:
         self.coreset_loader = CoresetLoader(plain, self.model, **(options | self._coreset))
         return self.coreset_loader
 
-    def compute_loss(
-        self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any
-    ) -> Any:
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: Any = False, **kw: Any) -> Any:
         """Average the losses of a batch with its weights; of one without, as Trainer does."""
         if "sample_weight" not in inputs:
-            return super().compute_loss(model, inputs, return_outputs, **kwargs)  # type: ignore[misc]
+            return super().compute_loss(model, inputs, return_outputs, **kw)  # type: ignore[misc]
         fields = {name: inputs[name] for name in inputs if name not in _ADDED}
         outputs, losses = self._outputs_and_losses(model, fields)
         loss = weighted_mean(losses, inputs["sample_weight"])
