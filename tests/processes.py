@@ -29,8 +29,10 @@ def run_on(world, function, *arguments, timeout=20.0):
             )
             for rank in range(world)
         ]
-        for process in processes:
-            process.start()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of threads that other tests left
+            for process in processes:
+                process.start()
         try:
             for _, sender in ends:
                 sender.close()
