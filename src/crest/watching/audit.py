@@ -76,13 +76,14 @@ def estimate_label_noise(seen: Predictions) -> LabelNoise | None:
     """Estimate how many labels are wrong from where the model is surest.
 
     Surest predictions are as the anchor points of Patrini et al. (CVPR 2017): what contradicts them
-    is a mistake of the labels, or of the model. The two differ in kind. A wrong label of *any* class
-    is as often behind the middle of the other classes, in the order of their probabilities, as
-    before it; a model's own mistakes are before it. So twice the share behind the middle is the
+    is a mistake of the labels, or of the model. The two differ in kind. A wrong label of *any*
+    class is as often behind the middle of the other classes, in the order of their probabilities,
+    as before it; a model's own mistakes are before it. So twice the share behind the middle is the
     share of such labels (the thought by which Storey, 2002, counts true null hypotheses among
-    p-values). And labels that were moved from one class to *another one* go one way, where a model's
-    confusions go both: what a class is labelled as beyond twice the way back, and beyond two
-    standard errors, was moved. Labels swapped both ways are not told from what a model confuses.
+    p-values). And labels that were moved from one class to *another one* go one way, where a
+    model's confusions go both: what a class is labelled as beyond twice the way back, and beyond
+    two standard errors, was moved. Labels swapped both ways are not told from what a model
+    confuses.
 
     Args:
         seen: Of k examples.

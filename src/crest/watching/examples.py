@@ -101,8 +101,14 @@ class ExampleMemory:
         Returns:
             Shapes (k,).
         """
-        fields = (self.given, self.other, self.p_given, self.p_other, self.behind)
-        return Predictions(*(field[rows] for field in fields), num_classes=self.num_outputs)
+        return Predictions(
+            given=self.given[rows],
+            other=self.other[rows],
+            p_given=self.p_given[rows],
+            p_other=self.p_other[rows],
+            behind=self.behind[rows],
+            num_classes=self.num_outputs,
+        )
 
     def tell(self, indices: Tensor, losses: Tensor) -> None:
         """Hear the losses of a mini-batch.
