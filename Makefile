@@ -22,7 +22,7 @@ docs: .venv/docs  ## the site, in site/; a warning is an error
 	touch $@
 
 .venv/dev: .venv/cli
-	$(PIP) ".[cli,dev]"
+	$(PIP) ".[cli,dev,frameworks]"
 	touch $@
 
 .venv/docs: .venv/cli

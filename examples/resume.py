@@ -20,13 +20,13 @@ def train(until=None, checkpoint=None):
     train_loader = DataLoader(DATA, batch_size=16, shuffle=True)
     loader = crest.CoresetLoader(train_loader, model, loss_fn=CRITERION, budget=0.4)
     parts = {"model": model, "optimizer": optimizer, "loader": loader}
-    first, done = 0, 0
+    done = 0
     if checkpoint is not None:
         saved = torch.load(io.BytesIO(checkpoint), weights_only=True)
-        first, done = saved["epoch"], saved["done"]
+        done = saved["done"]
         for name, part in parts.items():
             part.load_state_dict(saved[name])
-    for epoch in range(first, 2):
+    for _ in range(done // len(loader), 2):
         for x, y, weights in loader:
             optimizer.zero_grad()
             crest.weighted_mean(CRITERION(model(x), y), weights).backward()
@@ -37,7 +37,7 @@ def train(until=None, checkpoint=None):
             if done == until:
                 states = {name: part.state_dict() for name, part in parts.items()}
                 file = io.BytesIO()
-                torch.save({**states, "epoch": epoch, "done": done}, file)
+                torch.save({**states, "done": done}, file)
                 return file.getvalue()
     return model.weight.detach()
 

@@ -30,11 +30,11 @@ LAYERS = [
     ["strategies"],
     [
         *("history", "reader", "collation", "data_view", "order", "open_region", "batches"),
-        *("resume", "first_batch", "epoch", "feed"),
+        *("resume", "first_batch", "epoch", "feed", "ranks", "labels"),
         *("trackers", "ledger", "example_table", "page", "insight"),
     ],
     ["loader"],
-    ["diagnostics", "findings", "checkup"],
+    ["diagnostics", "findings", "checkup", "adapters"],
     ["lab"],
     ["report"],
     ["cli", "__main__"],
@@ -103,6 +103,8 @@ OPTIONAL = {
     "transformers",
     "lightning",
     "triton",
+    "accelerate",
+    "peft",
 }
 
 

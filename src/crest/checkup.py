@@ -21,6 +21,7 @@ from crest.looking.head import unwrapped
 from crest.looking.losses import PerExampleLoss
 from crest.looking.observer import Observer
 from crest.randomness import preserved_random_state
+from crest.ranks import is_spread, refuse_spread
 from crest.strategies.protocol import LearnsFromTraining, RemembersGradients, SelectsLater
 from crest.strategies.registry import StrategyEntry, registered_strategies
 from crest.watching.hook import Watch
@@ -37,7 +38,8 @@ _COPIES = 5  # of its parameters, in float32, that a quadratic model keeps
 def doctor(loader: CoresetLoader, *, num_steps: int | None = None) -> Checkup:
     """Look a loader over before training, on a few batches and a copy of the model.
 
-    Loader, model and random states stay as they are.
+    Loader, model and random states stay as they are. Steps and passes are those of the whole run,
+    the time of a step and its batch those of this process; each of several may ask alone.
 
     Args:
         loader: As it will be trained with.
@@ -104,13 +106,14 @@ class _Examination:
         add, numbers = self.checkup.add, self.checkup.numbers
         group = options.accumulation_steps
         steps = math.ceil(len(loader) / group)
-        passes = len(loader) * options.batch_size / loader.num_examples
+        m = self._task.batch_size  # of all processes together
+        passes = len(loader) * m / loader.num_examples
         numbers |= {"steps_per_epoch": steps, "passes_per_epoch": passes}
         found = (
             f"an epoch is {steps} steps, {passes:.2f} passes over {loader.num_examples} examples"
         )
         if self._num_steps is not None:
-            in_all = self._num_steps * group * options.batch_size / loader.num_examples
+            in_all = self._num_steps * group * m / loader.num_examples
             numbers |= {"num_steps": self._num_steps, "passes": in_all}
             found += f"; the run is {self._num_steps} steps, {in_all:.2f} passes"
         add("good", "budget", f"{found}.", "Give the learning-rate schedule that many steps.")
@@ -161,6 +164,7 @@ class _Examination:
         add, numbers = self.checkup.add, self.checkup.numbers
         observer = self._new_observer()
         try:
+            refuse_spread(self._loader._model)
             seen = observer.last_layer_gradients(data)
             seconds = _least_seconds(lambda: observer.last_layer_gradients(data))
         except Exception as error:
@@ -234,6 +238,12 @@ class _Examination:
     def _try_step(self, indices: Tensor, data: Any) -> tuple[Tensor, Tensor] | None:
         """Take steps on a copy, with and without hooks; give losses and derivatives if seen."""
         add, numbers = self.checkup.add, self.checkup.numbers
+        if is_spread(self._loader._model):
+            found = (
+                "not tried: each process holds a part of the model, and a step takes all of them."
+            )
+            add("note", "observing", found)
+            return None
         try:
             model = copy.deepcopy(unwrapped(self._loader._model))
         except Exception as error:

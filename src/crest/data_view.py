@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from crest.history import COMPONENTS, History
 from crest.items import Copier
+from crest.labels import label_of
 from crest.looking.gradients import LastLayerGradients
 from crest.looking.observer import Observer
 from crest.options import Look
 from crest.pool import UNKNOWN_CLASS
+from crest.ranks import Ranks, refuse_spread
 from crest.reader import Reader, Request, place
 from crest.strategies.protocol import MiniBatch
 
-__all__ = ["DataView", "cheaper_observer", "known_labels"]
+__all__ = ["DataView", "cheaper_observer"]
 
 Result = TypeVar("Result")
 
@@ -45,6 +46,8 @@ class DataView:
         chunk: Examples in one forward pass and in one request to the reader.
         labels: As the attribute.
         cheaper: Looks at last-layer gradients in place of `observer`, if given.
+        ranks: The processes that share the looks. Each reads all examples that are held, so that it
+            has the views that it trains on, and passes its part of them forward.
     """
 
     def __init__(
@@ -56,7 +59,9 @@ class DataView:
         chunk: int,
         labels: Tensor,
         cheaper: Observer | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
+        self._ranks = Ranks(shares=False) if ranks is None else ranks
         self.labels = labels
         self._reads_labels = bool((labels == UNKNOWN_CLASS).all())
         self._cheaper = cheaper
@@ -116,10 +121,10 @@ class DataView:
         Returns:
             Losses and gradients in the order of `indices`.
         """
-        parts = self._observe(self._gradients, self._views(), indices)
+        parts = self._observe(self._gradients, self._views(), self._ranks.share(indices))
         for part, some in parts:
             self._check_losses(part.losses, some)
-        return LastLayerGradients.concatenate([part for part, _ in parts])
+        return self._gathered([part for part, _ in parts], len(indices))
 
     def outside_gradients(self, loader: DataLoader[Any], indices: Tensor) -> LastLayerGradients:
         """Observe examples that are not of this data set, such as those of a validation loader.
@@ -131,11 +136,12 @@ class DataView:
         Returns:
             Losses and gradients in the order of `indices`.
         """
-        chunks = indices.split(self._chunk)
-        seeds = self.draw_seeds(len(chunks))
+        share = self._ranks.share(indices)
+        chunks = share.split(self._chunk) if len(share) else ()
+        seeds = self.draw_seeds(math.ceil(len(indices) / self._chunk))
         requests = [
             Request(some.tolist(), seed, collate=True)
-            for some, seed in zip(chunks, seeds, strict=True)
+            for some, seed in zip(chunks, seeds, strict=False)
         ]
         parts = []
         stream = Reader(loader, worker_seed=seeds[0]).stream(requests)
@@ -143,7 +149,7 @@ class DataView:
             part = self._gradients(place(batch, self._observer.device))
             self._check_losses(part.losses, some)
             parts.append(part)
-        return LastLayerGradients.concatenate(parts)
+        return self._gathered(parts, len(indices))
 
     def fresh_losses(self, indices: Tensor) -> Tensor:
         """Read new views and measure their losses.
@@ -185,9 +191,21 @@ class DataView:
         self._history.count("quadratic", forward=k)
         if scope != "head":
             self._history.count("quadratic", backward=k, hessian=num_probes * k)
-        collated = self._batch(self._views(), batch.indices)
+        part = self._ranks.batch(batch)
+        collated = self._batch(self._views(), part.indices)
         with self._observer.differentiable_losses(collated, scope) as losses:
-            yield (losses * batch.weights.to(losses)).sum() / k
+            yield (losses * part.weights.to(losses)).sum() / len(part.indices)
+
+    def mean_over_processes(self, values: Tensor) -> Tensor:
+        """Average over the processes, see `strategies.protocol.Examples`.
+
+        Args:
+            values: Of any shape.
+
+        Returns:
+            The mean, on the device of `values`.
+        """
+        return self._ranks.mean(values.to(self._observer.device)).to(values.device)
 
     def parameters(self, scope: str) -> list[nn.Parameter]:
         """List the parameters of a scope, see `Observer.parameters`.
@@ -270,10 +288,23 @@ class DataView:
 
     def _losses(self, items: dict[int, Any], indices: Tensor) -> Tensor:
         self._history.count("check", forward=len(indices))
-        parts = self._observe(self._observer.losses, items, indices)
+        parts = self._observe(self._observer.losses, items, self._ranks.share(indices))
         for losses, some in parts:
             self._check_losses(losses, some)
-        return torch.cat([losses for losses, _ in parts]).cpu()
+        own = torch.cat([losses for losses, _ in parts]).cpu() if parts else torch.empty(0)
+        return torch.cat(self._ranks.gather("losses", own))
+
+    def _gathered(self, parts: list[LastLayerGradients], total: int) -> LastLayerGradients:
+        """Join what all processes have seen of `total` examples, in their order."""
+        if self._ranks.world == 1:
+            return LastLayerGradients.concatenate(parts)
+        own = LastLayerGradients.concatenate(parts).to("cpu") if parts else None
+        told = self._ranks.gather("gradients", (self._price, own))
+        self._price = next(price for price, _ in told if price)  # one for all
+        seen = 0 if own is None else len(own.losses)
+        self._history.count("features", forward=self._price * (total - seen))
+        found = [part for _, part in told if part is not None]
+        return LastLayerGradients.concatenate(found).to(self._observer.device)
 
     def _gradients(self, batch: Any) -> LastLayerGradients:
         if not self._price:
@@ -301,6 +332,7 @@ class DataView:
         self, look: Callable[[Any], Result], items: dict[int, Any], indices: Tensor
     ) -> list[tuple[Result, Tensor]]:
         """Look at examples in equal chunks; one too large for the memory is halved once."""
+        refuse_spread(self._observer.model)
         parts: list[tuple[Result, Tensor]] = []
         left = indices
         while len(left):
@@ -329,7 +361,7 @@ class DataView:
         with self._history.timed("data"):
             items = self.reader.items(indices, seeds, self._chunk)
         if self._reads_labels:
-            found = [_label(items[index]) for index in indices.tolist()]
+            found = [label_of(items[index]) for index in indices.tolist()]
             self.labels[indices] = torch.tensor(found, dtype=torch.int64)
         return items
 
@@ -379,19 +411,6 @@ class DataView:
             )
 
 
-def _label(item: Any) -> int:
-    """Find the class of an item, the second of a pair or the label of a mapping, if any."""
-    label: Any = None
-    if isinstance(item, (tuple, list)) and len(item) == 2:
-        label = item[1]
-    elif isinstance(item, Mapping):
-        label = item.get("labels", item.get("label"))
-    on_device = isinstance(label, Tensor) and label.device.type != "cpu"  # would be waited for
-    if isinstance(label, (Tensor, np.ndarray, np.generic)) and not on_device:
-        label = label.item() if math.prod(label.shape) == 1 else None
-    return int(label) if isinstance(label, int) else UNKNOWN_CLASS
-
-
 def cheaper_observer(
     look: Look,
     model: nn.Module,
@@ -419,17 +438,3 @@ def cheaper_observer(
         transform=look.transform,
         batch_statistics=look.batch_statistics,
     )
-
-
-def known_labels(labels: Tensor | None, num_examples: int) -> Tensor:
-    """Give the class of each example as far as it was told.
-
-    Args:
-        labels: As told, int, shape (n,); None if they were not.
-        num_examples: n.
-
-    Returns:
-        Classes, or `pool.UNKNOWN_CLASS`, int64, shape (n,), for a view to fill in.
-    """
-    known = torch.full((num_examples,), UNKNOWN_CLASS)
-    return known if labels is None else known.copy_(labels)

@@ -12,7 +12,8 @@ class Epoch:
 
     An iteration that is left early ends its epoch, for the loader at hand as for one that goes on
     from a state saved after it. A state that is saved inside the loop has the rest of the epoch
-    before it.
+    before it; one that is saved at its last batch, as Lightning and Hugging Face do at the end of
+    an epoch, has the next epoch before it.
 
     Attributes:
         length: Batches of an epoch.
@@ -30,6 +31,11 @@ class Epoch:
         self.is_open = False
         self.resumes = False
         self._iteration: object | None = None  # the one that may go on
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every batch was handed out."""
+        return self.position >= self.length
 
     def begin(self) -> object:
         """Begin an iteration: a new epoch, or after `load` what is left of one.
@@ -64,7 +70,7 @@ class Epoch:
                 "loader plans for one at a time. End the outer loop before the inner one begins, "
                 "or make a second CoresetLoader."
             )
-        return self.position < self.length
+        return not self.is_over
 
     def end(self, iteration: object) -> bool:
         """Close the epoch, whether or not it is complete.
@@ -100,5 +106,6 @@ class Epoch:
             is_open: As the attribute.
         """
         self.position = position
-        self.is_open = self.resumes = is_open
+        self.is_open = is_open
+        self.resumes = is_open and not self.is_over
         self._iteration = None

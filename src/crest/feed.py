@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
 from crest.ledger import Ledger
 from crest.looking.observer import Observer
+from crest.ranks import Ranks
 from crest.reader import place
 from crest.strategies.protocol import (
     LearnsFromTraining,
@@ -25,6 +27,22 @@ from crest.watching.replay import Replay
 __all__ = ["Feed"]
 
 
+class Seen(NamedTuple):
+    """What training showed of a batch.
+
+    Attributes:
+        step: Optimizer steps taken.
+        indices: Of its examples, int64, shape (m,).
+        losses: Shape (m,).
+        errors: Their derivatives by the outputs, shape (m, ...), None if unknown or not needed.
+    """
+
+    step: int
+    indices: Tensor
+    losses: Tensor
+    errors: Tensor | None
+
+
 class Feed:
     """What a planner hears of training.
 
@@ -38,6 +56,7 @@ class Feed:
         observer: Finds the last layer of a model that is never called itself.
         loss_fn: One loss per example.
         name: Of the strategy, for messages.
+        ranks: The processes of the run; of several, each keeps what it has seen until `exchange`.
     """
 
     def __init__(
@@ -48,6 +67,7 @@ class Feed:
         observer: Observer,
         loss_fn: Callable[..., Tensor],
         name: str,
+        ranks: Ranks,
     ) -> None:
         self._planner = planner
         self._ledger = ledger
@@ -59,6 +79,8 @@ class Feed:
         self._learns_losses = isinstance(planner, LearnsFromTraining)
         self._learns_gradients = isinstance(planner, RemembersGradients)
         self._listens = self._learns_losses or self._learns_gradients or ledger.record is not None
+        self._ranks = ranks
+        self._pending: list[Seen] = []  # since the processes last told each other
         self._is_told = False
         self.watch: Watch | None = None
 
@@ -124,9 +146,48 @@ class Feed:
         """Say in words why nothing, or not all, was seen."""
         return call_observe() if self.watch is None else self.watch.explain()
 
+    def exchange(self) -> None:
+        """Tell planner and ledger what all processes have seen, in the order of the batches."""
+        if self._ranks.world == 1 or not self._listens:
+            return
+        own, self._pending = [_to_tell(seen) for seen in self._pending], []
+        for batch in itertools.zip_longest(*self._ranks.gather("what was seen", own)):
+            for seen in batch:
+                if seen is not None:
+                    self._take_in(Seen(*seen))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what this process has seen and not told yet."""
+        columns = {name: [getattr(seen, name) for seen in self._pending] for name in Seen._fields}
+        return {"rank": self._ranks.rank, **columns}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned; what another process saw is its own to tell."""
+        self._pending = []
+        if state["rank"] == self._ranks.rank:
+            for entry in zip(*(state[name] for name in Seen._fields), strict=True):
+                self._keep(Seen(*entry))
+
     def _pass_on(self, indices: Tensor, losses: Tensor, errors: Tensor | None) -> None:
-        self._ledger.tell(indices, losses, errors)
+        self._keep(Seen(self._ledger.step, indices, losses, errors))
+
+    def _keep(self, seen: Seen) -> None:
+        if self._ranks.world == 1:
+            self._take_in(seen)
+        else:
+            wants_errors = self._learns_gradients or self._ledger.record is not None
+            self._pending.append(seen if wants_errors else seen._replace(errors=None))
+
+    def _take_in(self, seen: Seen) -> None:
+        self._ledger.tell(*seen)
+        _, indices, losses, errors = seen
         if self._learns_losses:
             cast(LearnsFromTraining, self._planner).observe(indices, losses)
         if errors is not None and self._learns_gradients:
             cast(RemembersGradients, self._planner).remember(indices, errors)
+
+
+def _to_tell(seen: Seen) -> tuple[int, Tensor, Tensor, Tensor | None]:
+    """Bring what was seen into the form that travels: int64 and float32, on the CPU."""
+    errors = None if seen.errors is None else seen.errors.float().cpu()
+    return seen.step, seen.indices.cpu(), seen.losses.float().cpu(), errors

@@ -61,6 +61,9 @@ class Insight:
         `left_out_since`, a step. Unknown are NaN, and -1 of integers; rows that
         are not `observed` have no scores.
 
+        Of several processes each knows what all have trained on, and what training showed them up
+        to the last region or the end of the last epoch. One may ask alone.
+
         Args:
             path: Where to write the table as well, `.csv` or `.parquet`.
 
@@ -111,7 +114,8 @@ class Insight:
 
         `report.html` needs no network and no other file; `report.json` is what `crest report` puts
         several runs side by side from. What the page knows of examples is what `examples()` does;
-        `record=True` in the loader adds their histories and the loss of training.
+        `record=True` in the loader adds their histories and the loss of training. Of several
+        processes let one write it.
 
         Args:
             folder: It is made; files of an earlier report are replaced.

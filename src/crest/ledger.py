@@ -75,22 +75,28 @@ class Ledger:
         """Count a batch that the loop gets now.
 
         Args:
-            indices: Of its examples, int64, shape (m,).
+            indices: Of its examples, of all processes together, int64, shape (k,).
         """
         self._pending.append(indices)
         if len(self._pending) >= _AT_ONCE:
             self._take_in()
 
-    def tell(self, indices: Tensor, losses: Tensor, errors: Tensor | None) -> None:
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken so far."""
+        return self._history.steps
+
+    def tell(self, step: int, indices: Tensor, losses: Tensor, errors: Tensor | None) -> None:
         """Record what training showed, if it is recorded.
 
         Args:
+            step: Optimizer steps taken by then.
             indices: Of the examples, int64, shape (m,).
             losses: Detached, shape (m,).
             errors: Their derivatives by the outputs, shape (m, ...), None if unknown.
         """
         if self.record is not None:
-            self.record.tell(self._history.steps, indices, losses, errors)
+            self.record.tell(step, indices, losses, errors)
 
     def open(self, region: Region, planner: Planner, step: int) -> None:
         """Hear of a region that begins.

@@ -14,12 +14,13 @@ from torch.utils.data import DataLoader
 
 from crest.batches import Attach, with_weights
 from crest.checks import check, instance, many, whole
-from crest.data_view import DataView, cheaper_observer, known_labels
+from crest.data_view import DataView, cheaper_observer
 from crest.epoch import Epoch
 from crest.feed import Feed
 from crest.first_batch import FirstBatch
 from crest.history import History
 from crest.insight import Insight
+from crest.labels import known_labels
 from crest.ledger import Ledger
 from crest.looking.observer import Observer
 from crest.open_region import OpenRegion
@@ -27,20 +28,17 @@ from crest.options import BUDGET, LoaderOptions, Look
 from crest.order import (
     check_length,
     check_loader,
-    check_sampler,
     default_batch_size,
     epoch_length,
     make_task,
+    processes_of,
     set_epoch,
 )
 from crest.randomness import preserved_order, preserved_random_state
 from crest.reader import Reader, place
 from crest.resume import GeneratorState, NotCopied, OrderState, check_state, new_state, take_up
 from crest.strategies import OnlineSelection, Strategy
-from crest.strategies.protocol import (
-    Excludes,
-    MiniBatch,
-)
+from crest.strategies.protocol import Excludes, MiniBatch
 from crest.strategies.registry import make_strategy
 from crest.trackers import Tracker
 from crest.watching.parameters import ParameterWatch
@@ -95,7 +93,12 @@ class CoresetLoader(Insight, NotCopied):
             are no tuple, list or dict.
         record: Whether to record what training shows of every example, whatever the strategy: for
             `examples()` and `report()`.
-        tracker: Takes the numbers of each region, such as `JsonLines("run.jsonl")`, see `Tracker`.
+        tracker: Takes the numbers of each region, such as `JsonLines("run.jsonl")`, see `Tracker`;
+            of several processes that of the first.
+        shard: Whether the processes of `torch.distributed` share the work: each trains on m
+            examples of its own, and all plan alike, see `crest.ranks`. Length, budget, history and
+            what is known of examples are those of the whole run. False leaves this process by
+            itself.
 
     Raises:
         TypeError: If an argument is of a wrong kind, such as a dataset in place of a DataLoader, or
@@ -139,6 +142,7 @@ class CoresetLoader(Insight, NotCopied):
         attach: Attach | None = None,
         record: bool = False,
         tracker: Tracker | None = None,
+        shard: bool = True,
     ) -> None:
         length = self._dataset_length = check_loader(train_loader)
         check("model", model, _MODEL)
@@ -158,25 +162,23 @@ class CoresetLoader(Insight, NotCopied):
             attach=attach,
             record=record,
             tracker=tracker,
+            shard=shard,
         )
-        options.check_against(length)
-        self._settings = options.to_settings()
-        keeps_user_order = getattr(options.strategy, "keeps_user_order", False)
-        self._keeps_user_epochs = keeps_user_order and options.budget == 1
-        if not keeps_user_order:
-            check_sampler(train_loader)
+        ranks = self._ranks = processes_of(train_loader, options)
+        options.check_against(length, ranks.world)
         look, batch_size = options.look, options.batch_size
+        self._settings = options.to_settings() | {"batch_size": batch_size * ranks.world}
+        self._keeps_user_epochs = options.keeps_user_order and options.budget == 1
         self._train_loader = train_loader
         self._model = model
-        self._epoch = Epoch(
-            epoch_length(len(train_loader), options.budget, options.accumulation_steps)
-        )
-
+        self._epoch = Epoch(epoch_length(train_loader, options, ranks))
         self._plan_generator = torch.Generator().manual_seed(options.seed)
         self._view_generator = torch.Generator().manual_seed(options.seed + 1)
         self.observer = Observer(model, loss_fn, head=head, dtype=look.dtype)
-        self.history = History(batch_size * options.accumulation_steps, self.observer.device)
-        self._ledger = Ledger(length, self.history, records=options.record, tracker=options.tracker)
+        step = batch_size * ranks.world * options.accumulation_steps
+        self.history = History(step, self.observer.device)
+        tracker = None if ranks.rank else options.tracker
+        self._ledger = Ledger(length, self.history, records=options.record, tracker=tracker)
         reader = Reader(train_loader)
         self._examples = DataView(
             reader if selection_dataset is None else Reader(train_loader, selection_dataset),
@@ -186,17 +188,15 @@ class CoresetLoader(Insight, NotCopied):
             max(batch_size, 128) if look.chunk is None else look.chunk,
             known_labels(cast(Tensor | None, options.labels), length),
             cheaper_observer(look, model, loss_fn, head),
+            ranks,
         )
-        self._region = OpenRegion(
-            reader, self._examples, self.history, trains_on_held=selection_dataset is None
-        )
-        self._task = dataclasses.replace(
-            make_task(train_loader, options, self._plan_generator, self._examples.labels),
-            explain_silence=lambda: self._feed.explain(),
-        )
+        holds = selection_dataset is None
+        self._region = OpenRegion(reader, self._examples, self.history, ranks, trains_on_held=holds)
+        task = make_task(train_loader, options, self._plan_generator, self._examples.labels, ranks)
+        self._task = dataclasses.replace(task, explain_silence=lambda: self._feed.explain())
         self._planner = options.strategy.start(self._task)
         name = type(options.strategy).__name__
-        self._feed = Feed(self._planner, self._ledger, model, self.observer, loss_fn, name)
+        self._feed = Feed(self._planner, self._ledger, model, self.observer, loss_fn, name, ranks)
         self._training = ParameterWatch(model)
         self._first = FirstBatch(self.observer, self.history)
         self._total = 0  # batches of the run handed out
@@ -204,9 +204,10 @@ class CoresetLoader(Insight, NotCopied):
     def __repr__(self) -> str:
         """Say what is trained on, how much of it, and how it is picked."""
         options, data = self._options, type(self._train_loader.dataset).__name__
+        of = f" on {self._ranks.world} processes" if self._ranks.world > 1 else ""
         return (
             f"CoresetLoader({self._dataset_length} examples of {data}, {len(self)} batches of "
-            f"{options.batch_size} an epoch, budget={options.budget:g}, "
+            f"{options.batch_size} an epoch{of}, budget={options.budget:g}, "
             f"strategy={options.strategy!r})"
         )
 
@@ -221,7 +222,7 @@ class CoresetLoader(Insight, NotCopied):
 
     @property
     def batch_size(self) -> int:
-        """Examples in a mini-batch, m."""
+        """Examples in a mini-batch, m, of this process."""
         return self._options.batch_size
 
     @property
@@ -245,6 +246,7 @@ class CoresetLoader(Insight, NotCopied):
         Yields:
             Batches with weights.
         """
+        self._ranks.check_present()
         if self._keeps_user_epochs and not self._epoch.resumes:
             self._region.drop()  # what a loop left early
         iteration = self._epoch.begin()
@@ -260,6 +262,8 @@ class CoresetLoader(Insight, NotCopied):
                 self._epoch.position += 1
                 with self.history.timed_on_host("train"):
                     yield batch
+            self._feed.settle()
+            self._feed.exchange()
         finally:  # a loop that counts batches does not ask for one more
             if self._epoch.end(iteration):
                 self._region.end_epoch()
@@ -297,8 +301,9 @@ class CoresetLoader(Insight, NotCopied):
         """Look at the mini-batches that would come next if the parameters stayed as they are.
 
         They are the rest of the region, and then what the strategy plans at the present
-        parameters. Loader, model, history and random states stay as they are; samplers of your own
-        do if all their randomness comes from `sampler.generator` or the global states.
+        parameters; of several processes all ask. Loader, model, history and random states stay as
+        they are; samplers of your own do if all their randomness comes from `sampler.generator` or
+        the global states.
 
         Args:
             count: How many, >= 1.
@@ -320,6 +325,7 @@ class CoresetLoader(Insight, NotCopied):
         """
         count = check("count", count, many())
         branch = CoresetLoader(self._train_loader, self._model, **self._options.to_arguments())
+        self._feed.exchange()
         task = dataclasses.replace(branch._task, is_preview=True)
         branch._planner = self._options.strategy.start(task)
         branch._ledger.silence()
@@ -351,11 +357,13 @@ class CoresetLoader(Insight, NotCopied):
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` continues from, bit for bit.
 
-        Call it anywhere in the loop: the batch that was handed out last counts as trained. Save it
-        beside model, optimizer and scheduler, and beside the global random states if something
-        draws from them: dropout, or under `Full()` the order, if the loader of your own has no
-        `generator=`, and the dataset without workers. To save on Ctrl-C, let a signal handler set a
-        flag, and look at it after each step: an exception may come in the midst of one.
+        Call it anywhere in the loop: the batch that was handed out last counts as trained. Of
+        several processes that of the first does, but for what others saw since the last region.
+        Save it beside model, optimizer and scheduler, and beside the global random states if
+        something draws from them: dropout, or under `Full()` the order, if the loader of your own
+        has no `generator=`, and the dataset without workers. To save on Ctrl-C, let a signal
+        handler set a flag, and look at it after each step: an exception may come in the midst of
+        one.
 
         Returns:
             Tensors and primitives, fit for `torch.load(..., weights_only=True)`.
@@ -372,9 +380,10 @@ class CoresetLoader(Insight, NotCopied):
         """Continue where `state_dict` was called.
 
         The next iteration gives the batches that were left of the epoch, if the state was saved
-        inside the loop, and a new epoch if it was saved after it, `break` included, as for the
-        loader at hand. Views that were held are read again under their seeds, which gives the same
-        pixels as long as the dataset draws its randomness from torch, numpy or `random`.
+        inside the loop, and a new epoch if it was saved at its last batch or after it, `break`
+        included: an epoch is over with its last batch. Views that were held are read again under
+        their seeds, which gives the same pixels as long as the dataset draws its randomness from
+        torch, numpy or `random`.
 
         Args:
             state: What `state_dict` returned.
@@ -402,6 +411,7 @@ class CoresetLoader(Insight, NotCopied):
             "planner": self._planner,
             "history": self.history,
             "ledger": self._ledger,
+            "seen": self._feed,  # the last one: planner and ledger may be told of it
         }
 
     def _fetch(self) -> tuple[MiniBatch, Any]:
@@ -412,17 +422,21 @@ class CoresetLoader(Insight, NotCopied):
         self._total += 1
         self._training.untrained += 1
         self.history.steps = math.ceil(self._total / self._options.accumulation_steps)
-        m = len(planned.indices)
-        self.history.count("train", forward=m, backward=m)
-        self._ledger.hand_out(planned.indices)
+        of_all = self._region.all_of_last
+        self.history.count("train", forward=len(of_all), backward=len(of_all))
+        self._ledger.hand_out(of_all)
         return planned, batch
 
     def _plan(self) -> None:
         """Ask the strategy for the next region, now that every step of the last one is taken."""
         check_length(self._train_loader, self._dataset_length)
         self.history.await_training()
+        settings = {**self._settings, "record": self._options.record}
+        self._ranks.meet({"dataset_length": self._dataset_length, **settings})
+        self._feed.exchange()
         step = self._total // self._options.accumulation_steps
         region = self._planner.next_region(self._examples, step)
+        self._ranks.check_plan(region.batches)
         self._region.open(region)
         self._ledger.open(region, self._planner, step)
         if region.held and self._training.untrained:

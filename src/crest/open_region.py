@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from torch import Tensor
+
 from crest.data_view import DataView
 from crest.history import History
+from crest.ranks import Ranks
 from crest.reader import Reader, Request
 from crest.strategies.protocol import MiniBatch, Region
 
@@ -20,16 +23,24 @@ class OpenRegion:
         reader: Reads what the dataset gives, with the workers of the user's loader.
         examples: Holds the views that were selected.
         history: Is told the seconds.
+        ranks: The processes that share each batch.
         trains_on_held: Whether views that are held are trained on, or read anew.
     """
 
     def __init__(
-        self, reader: Reader, examples: DataView, history: History, *, trains_on_held: bool
+        self,
+        reader: Reader,
+        examples: DataView,
+        history: History,
+        ranks: Ranks,
+        *,
+        trains_on_held: bool,
     ) -> None:
         self._reader = reader
         self._examples = examples
         self._history = history
         self._trains_on_held = trains_on_held
+        self._ranks = ranks
         self._region = Region([])
         self._seeds: list[int] = []
         self._cursor = 0  # batches handed out
@@ -43,7 +54,12 @@ class OpenRegion:
     @property
     def last(self) -> MiniBatch | None:
         """The batch that was handed out last, None before the first."""
-        return self._region.batches[self._cursor - 1] if self._cursor else None
+        return self._ranks.batch(self._region.batches[self._cursor - 1]) if self._cursor else None
+
+    @property
+    def all_of_last(self) -> Tensor:
+        """Examples of the batch that was handed out last, of all processes, int64, shape (k,)."""
+        return self._region.batches[self._cursor - 1].indices
 
     def open(self, region: Region) -> None:
         """Begin a region.
@@ -58,9 +74,10 @@ class OpenRegion:
 
         Returns:
             Which examples it holds and their weights, and the collated batch, where the dataset
-            put it.
+            put it: the part of this process.
         """
-        planned, seed = self._region.batches[self._cursor], self._seeds[self._cursor]
+        planned = self._ranks.batch(self._region.batches[self._cursor])
+        seed = self._ranks.seed(self._seeds[self._cursor])
         # Taken away until the batch is counted: an error, an interrupt or a worker that dies in
         # between leaves no stream, and the next one is opened at the cursor.
         stream, self._stream = self._stream, None
@@ -87,7 +104,7 @@ class OpenRegion:
         """
         self._close_stream()
         for reader in (self._reader, self._examples.reader):
-            reader.begin_epoch(worker_seed)
+            reader.begin_epoch(self._ranks.seed(worker_seed))
 
     def end_epoch(self) -> None:
         """End the workers with the loop, as those of a DataLoader."""
@@ -109,7 +126,11 @@ class OpenRegion:
         rest = slice(self._cursor, None)
         return self._reader.stream(
             [
-                Request(batch.indices.tolist(), None if unseeded else seed, collate=True)
+                Request(
+                    self._ranks.batch(batch).indices.tolist(),
+                    None if unseeded else self._ranks.seed(seed),
+                    collate=True,
+                )
                 for batch, seed in zip(self._region.batches[rest], self._seeds[rest], strict=True)
             ]
         )

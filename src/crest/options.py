@@ -140,6 +140,7 @@ class LoaderOptions:
     attach: Callable[[Any, Tensor, Tensor], Any] | None
     record: bool
     tracker: Any
+    shard: bool
 
     def __post_init__(self) -> None:
         is_settings = dataclasses.is_dataclass(self.strategy) and not isinstance(
@@ -152,11 +153,17 @@ class LoaderOptions:
             )
         check_fields(self, _LOADER_RULES)
 
-    def check_against(self, num_examples: int) -> None:
+    @property
+    def keeps_user_order(self) -> bool:
+        """Whether the strategy takes the batches of the user's loader as they come."""
+        return getattr(self.strategy, "keeps_user_order", False)
+
+    def check_against(self, num_examples: int, world: int) -> None:
         """Refuse what does not fit the data set.
 
         Args:
             num_examples: n.
+            world: Processes that train on each batch together.
 
         Raises:
             ArgumentTypeError: If labels are no integers, or the selection data set is none.
@@ -164,6 +171,11 @@ class LoaderOptions:
         """
         within = whole(1, num_examples, f"in [1, {num_examples}], the number of examples")
         check("batch_size", self.batch_size, within)
+        if self.batch_size * world > num_examples:
+            raise ValueError(
+                f"batch_size must be at most {num_examples // world}, as {world} processes train "
+                f"on {num_examples} examples; got {self.batch_size}. Use smaller batches."
+            )
         if self.labels is not None:
             labels = _checked_labels(self.labels, num_examples)
             object.__setattr__(self, "labels", labels)
@@ -216,6 +228,7 @@ _LOADER_RULES = {
     "attach": optional(function()),
     "record": boolean(),
     "tracker": optional(Rule(_HAS_LOG, _HAS_LOG, _tracker)),
+    "shard": boolean(),
 }
 
 

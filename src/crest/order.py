@@ -21,17 +21,18 @@ from torch.utils.data import (
 
 from crest.checks import check, instance
 from crest.options import LoaderOptions
+from crest.ranks import Ranks
 from crest.strategies.protocol import Task
 
 __all__ = [
     "check_length",
     "check_loader",
-    "check_sampler",
     "default_batch_size",
     "draw_user_order",
     "drops_last",
     "epoch_length",
     "make_task",
+    "processes_of",
     "set_epoch",
 ]
 
@@ -78,6 +79,58 @@ def draw_user_order(loader: DataLoader[Any]) -> list[Tensor]:
     return found
 
 
+def _draw_shared_order(loader: DataLoader[Any], ranks: Ranks) -> list[Tensor]:
+    """Draw what all processes train on together: the order of the first one, `world` at a time."""
+    batches, world = draw_user_order(loader), ranks.world
+    if world == 1:
+        return batches
+    batches = ranks.gather("order", batches)[0]
+    if drops_last(loader):
+        batches = batches[: len(batches) // world * world]
+    return [torch.cat(batches[i : i + world]) for i in range(0, len(batches), world)]
+
+
+def processes_of(loader: DataLoader[Any], options: LoaderOptions) -> Ranks:
+    """Find the processes that share the work of a loader.
+
+    A strategy that keeps the order of a DistributedSampler has parts already.
+
+    Args:
+        loader: The user's loader.
+        options: Of the `CoresetLoader`.
+
+    Returns:
+        All that there are, or this one by itself.
+
+    Raises:
+        ValueError: If the sampler chooses examples, where the strategy is to choose.
+    """
+    parted = options.keeps_user_order and _num_parts(loader) > 1
+    ranks = Ranks(shares=options.shard and not parted)
+    if not options.keeps_user_order:
+        _check_sampler(loader, ranks.world)
+    return ranks
+
+
+def _num_parts(loader: DataLoader[Any]) -> int:
+    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    return sampler.num_replicas if isinstance(sampler, DistributedSampler) else 1
+
+
+def _full_length(loader: DataLoader[Any], ranks: Ranks) -> int:
+    """Count the batches of an epoch over all examples, each shared by all processes."""
+    length = len(loader)
+    if ranks.world == 1 or _num_parts(loader) == ranks.world:
+        return length
+    whole, rest = divmod(length, ranks.world)
+    if not whole and drops_last(loader):
+        raise ValueError(
+            f"an epoch must have a batch for each of the {ranks.world} processes; train_loader has "
+            f"{length}, and drop_last leaves them out. Use smaller batches, or drop_last=False."
+        )
+    return whole if drops_last(loader) else whole + bool(rest)
+
+
 def set_epoch(loader: DataLoader[Any], epoch: int) -> None:
     """Tell an epoch to the samplers that want to know.
 
@@ -119,6 +172,12 @@ def check_loader(train_loader: DataLoader[Any]) -> int:
         ValueError: If there is no example, or the loader does not batch.
     """
     check("train_loader", train_loader, _LOADER, "Write DataLoader(dataset, batch_size=...).")
+    if type(train_loader).__module__.startswith("accelerate."):
+        raise TypeError(
+            "train_loader must be the DataLoader as it was before accelerator.prepare; got a "
+            f"{type(train_loader).__name__}. Make the CoresetLoader from the plain DataLoader; "
+            "crest.adapters.accelerate.prepare takes the CoresetLoader."
+        )
     dataset = train_loader.dataset
     if isinstance(dataset, IterableDataset):
         raise TypeError(
@@ -182,28 +241,30 @@ def default_batch_size(loader: DataLoader[Any]) -> int:
     return sampler.batch_size
 
 
-def epoch_length(full_length: int, budget: float, accumulation_steps: int) -> int:
+def epoch_length(loader: DataLoader[Any], options: LoaderOptions, ranks: Ranks) -> int:
     """Count the batches of a short epoch: whole groups of accumulation, at least one.
 
     Args:
-        full_length: Batches of an epoch of the user's loader.
-        budget: Share of them, in (0, 1]; 1 takes them all.
-        accumulation_steps: Batches of a group.
+        loader: The user's loader.
+        options: Of the `CoresetLoader`: budget 1 takes all batches.
+        ranks: The processes that train on each batch together.
 
     Returns:
         At least 1.
+
+    Raises:
+        ValueError: If there is no batch for each process, as the last, incomplete one is left out.
     """
-    if budget == 1:
-        return full_length
-    steps = math.floor(budget * full_length / accumulation_steps + 0.5)
-    return max(steps, 1) * accumulation_steps
+    length, group = _full_length(loader, ranks), options.accumulation_steps
+    if options.budget == 1:
+        return length
+    return max(math.floor(options.budget * length / group + 0.5), 1) * group
 
 
-def check_sampler(loader: DataLoader[Any]) -> None:
+def _check_sampler(loader: DataLoader[Any], world: int) -> None:
     """Refuse a sampler that chooses examples, where the strategy is to choose.
 
-    Args:
-        loader: The user's loader.
+    One that parts the examples among as many processes as share the work is as good as none.
 
     Raises:
         ValueError: If it does more than shuffle: it leaves examples out, repeats some, weighs
@@ -213,7 +274,7 @@ def check_sampler(loader: DataLoader[Any]) -> None:
     if getattr(type(batches), "__iter__", None) is not BatchSampler.__iter__:
         reason = "make batches in a way of its own"
     else:
-        reason = _choice(batches.sampler, len(cast(Any, loader.dataset)))
+        reason = _choice(batches.sampler, len(cast(Any, loader.dataset)), world)
     if reason:
         raise ValueError(
             "the sampler of train_loader must leave the choice of examples to the strategy, not "
@@ -222,17 +283,17 @@ def check_sampler(loader: DataLoader[Any]) -> None:
         )
 
 
-def _choice(sampler: Any, num_examples: int) -> str:
+def _choice(sampler: Any, num_examples: int, world: int) -> str:
     """Say what a sampler does beyond giving each example once in an epoch; empty: nothing."""
     kind = type(sampler)
     if isinstance(sampler, DistributedSampler) and kind.__iter__ is DistributedSampler.__iter__:
-        if sampler.num_replicas > 1:
+        if sampler.num_replicas not in (1, world):
             return (
                 f"give this process one of {sampler.num_replicas} parts, which is "
                 "Subset(dataset, range(rank, len(dataset), world_size))"
             )
         source: Any = sampler.dataset
-    elif getattr(kind, "__iter__", None) is RandomSampler.__iter__:
+    elif getattr(kind, "__iter__", None) is RandomSampler.__iter__ or _is_seedable(kind):
         if sampler.replacement:
             return "draw with replacement"
         source = sampler.data_source
@@ -247,6 +308,12 @@ def _choice(sampler: Any, num_examples: int) -> str:
     return ""
 
 
+def _is_seedable(kind: type) -> bool:
+    """Tell the random sampler of Accelerate, which only seeds each pass anew."""
+    name = (kind.__module__, kind.__name__)
+    return name == ("accelerate.data_loader", "SeedableRandomSampler")
+
+
 def _name(loader: DataLoader[Any]) -> str:
     """Name the part of the user's that decides on the order."""
     batches: Any = loader.batch_sampler
@@ -258,6 +325,7 @@ def make_task(
     options: LoaderOptions,
     generator: torch.Generator,
     labels: Tensor,
+    ranks: Ranks,
 ) -> Task:
     """Tell a strategy what it must know before the first region.
 
@@ -266,19 +334,20 @@ def make_task(
         options: Of the `CoresetLoader`.
         generator: Of the plan.
         labels: Classes as far as they are known, which the data fills in later.
+        ranks: The processes that train on each batch together: the task is theirs.
 
     Returns:
         The task.
     """
     return Task(
         num_examples=len(labels),
-        batch_size=options.batch_size,
+        batch_size=options.batch_size * ranks.world,
         batches_per_step=options.accumulation_steps,
         drop_last=drops_last(loader),
         generator=generator,
         labels=None if options.labels is None else labels,
-        user_order=functools.partial(draw_user_order, loader),
-        batches_per_pass=len(loader),
+        user_order=functools.partial(_draw_shared_order, loader, ranks),
+        batches_per_pass=_full_length(loader, ranks),
         dataset=loader.dataset,
         exact_losses=options.look.is_exact,
     )

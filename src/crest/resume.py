@@ -45,11 +45,16 @@ _STATE = {
     "planner": _DICT,
     "history": _DICT,
     "ledger": _DICT,
+    "seen": _DICT,
 }
 _PARTS = {
     "region": {
         **dict.fromkeys(("indices", "weights", "seeds"), _LIST),
         **dict.fromkeys(("held", "seeded"), boolean()),
+    },
+    "seen": {
+        **dict.fromkeys(("step", "indices", "losses", "errors"), _LIST),
+        "rank": whole(0),
     },
     "examples": {
         **dict.fromkeys(("indices", "kept", "labels"), tensor()),
@@ -69,15 +74,25 @@ _PARTS = {
 
 
 class NotCopied:
-    """Refuses `copy.copy`, `copy.deepcopy` and `pickle` with what to do instead."""
+    """Refuses copies, and batches skipped as if in a sampler's order, with what to do instead."""
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        """Refuse all three, which ask here."""
+        """Refuse `copy.copy`, `copy.deepcopy` and `pickle`, which ask here."""
         raise TypeError(
             f"a {type(self).__name__} must not be copied or pickled, as it belongs to the model "
             "that it was made with. Make a new loader for the other model; state_dict() and "
             "load_state_dict() carry the state over."
         )
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Refuse `dataset`, which `accelerate.skip_first_batches` makes another loader of."""
+        if name == "dataset":
+            raise AttributeError(
+                "a CoresetLoader has no dataset to skip batches in: it resumes from its own state. "
+                "Use crest.adapters.hf_trainer, or set ignore_data_skip=True and call "
+                "loader.load_state_dict."
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
 class _HasState(Protocol):
@@ -226,9 +241,10 @@ def check_same(name: str, saved: Any, present: Any) -> None:
         ValueError: If they differ.
     """
     if saved != present:
+        counted = " batch_size counts those of all processes." if name == "batch_size" else ""
         raise ValueError(
             f"{name} must be that of the checkpoint, {saved!r}; got {present!r}. "
-            "Make the loader with the settings it was saved with."
+            f"Make the loader with the settings it was saved with.{counted}"
         )
 
 

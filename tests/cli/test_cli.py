@@ -110,7 +110,8 @@ def test_runs_that_diverge_are_named_and_the_others_shown(tmp_path, capsys, monk
     [
         (
             "comapre digits",
-            "command must be one of compare, doctor, report, reproduce, run, strategies; .*Did you mean compare?",
+            "command must be one of compare, doctor, report, reproduce, run, strategies; "
+            ".*Did you mean compare?",
         ),
         ("compare", "arguments are required: DATA"),
         ("compare digts", "data must be one of digits, .*Did you mean digits?"),

@@ -28,8 +28,9 @@ def checked(labels, n=3):
         selection_dataset=None,
         look=Look(),
         attach=None,
+        shard=True,
     )
-    options.check_against(n)
+    options.check_against(n, 1)
     return options.labels
 
 

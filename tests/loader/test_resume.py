@@ -10,7 +10,15 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import crest
-from toys import CRITERION, NoisyData, equal_parameters, make_loader, make_model, make_tensors
+from toys import (
+    CRITERION,
+    NoisyData,
+    equal_parameters,
+    make_loader,
+    make_model,
+    make_tensors,
+    train,
+)
 
 EPOCHS, BUDGET = 4, 0.4  # ten batches an epoch
 
@@ -35,15 +43,15 @@ def name(value):
     return type(value).__name__
 
 
-def run(strategy, *, num_workers=0, accumulation=1, stop_at=None, checkpoint=None):
+def run(strategy, *, accumulation=1, stop_at=None, checkpoint=None, **workers):
     """Train, stop after `stop_at` batches with a checkpoint, or go on from one."""
     model = make_model(dropout=0.2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    loader = make_loader(
-        strategy,
-        model=model,
-        dataset=NoisyData(),
-        num_workers=num_workers,
+    loader = crest.CoresetLoader(
+        DataLoader(NoisyData(), batch_size=16, shuffle=True, **workers),
+        model,
+        loss_fn=CRITERION,
+        strategy=strategy,
         budget=BUDGET,
         accumulation_steps=accumulation,
     )
@@ -80,7 +88,7 @@ def run(strategy, *, num_workers=0, accumulation=1, stop_at=None, checkpoint=Non
                         "gradients": [parameter.grad for parameter in model.parameters()],
                         "loader": loader.state_dict(),
                         "random": torch.get_rng_state(),
-                        "epoch": epoch,
+                        "epoch": epoch + (batches % len(loader) == 0),
                         "batches": batches,
                     },
                     file,
@@ -111,6 +119,60 @@ def test_a_resumed_run_continues_bit_for_bit(strategy, num_workers, accumulation
         assert equal_parameters(model, resumed), stop_at
         assert plan_of(loader) == plan_of(resumed_loader), stop_at
         assert loader.history.passes == resumed_loader.history.passes
+
+
+NONE = {"num_workers": 0}
+PERSISTENT = {"num_workers": 2, "persistent_workers": True}
+
+
+@pytest.mark.parametrize(
+    "strategy", [STRATEGIES[0], crest.Random(), crest.OnlineSelection()], ids=name
+)
+@pytest.mark.parametrize(
+    ("workers", "accumulation", "stops"),
+    [
+        (NONE, 1, (1, 10, 14, 20, 29, 40)),
+        (NONE, 5, (1, 3, 5, 10, 13)),
+        (PERSISTENT, 1, (1, 10, 14)),
+    ],
+    ids=["0 workers", "accumulation 5", "persistent"],
+)
+def test_a_resumed_run_is_resumed_once_more(strategy, workers, accumulation, stops):
+    """First batch, middle, end of an epoch and of the run, each left for the point after it."""
+    options = {"accumulation": accumulation, **workers}
+    model, loader = run(strategy, **options)
+    checkpoint = None
+    for stop_at in stops:
+        checkpoint = run(strategy, stop_at=stop_at, checkpoint=checkpoint, **options)
+    resumed, resumed_loader = run(strategy, checkpoint=checkpoint, **options)
+    assert equal_parameters(model, resumed)
+    assert plan_of(loader) == plan_of(resumed_loader)
+
+
+@pytest.mark.parametrize("strategy", [*STRATEGIES, crest.OnlineSelection()], ids=name)
+@pytest.mark.parametrize("budget", [BUDGET, 1.0])
+def test_a_state_saved_at_the_last_batch_begins_the_next_epoch(strategy, budget):
+    loader, other = (make_loader(strategy, budget=budget) for _ in range(2))
+    seen = {}
+
+    def save_at_the_last_batch(*batch):
+        if loader.history.steps == 2 * len(loader):
+            state = copy.deepcopy([one.state_dict() for one in (loader._model, loader)])
+            seen["states"] = state, torch.get_rng_state()
+
+    train(loader, loader._model, epochs=2, lr=0.01, on_step=save_at_the_last_batch)
+    (model_state, state), random_state = seen["states"]
+    assert state["in_epoch"]
+    other._model.load_state_dict(model_state)
+    other.load_state_dict(state)
+    batches = []
+    for one in (loader, other):
+        torch.set_rng_state(random_state)
+        found = []
+        train(one, one._model, lr=0.01, on_step=lambda x, y, w: found.append(x))  # noqa: B023
+        batches.append(found)
+    assert len(batches[0]) == len(batches[1]) == len(loader)
+    assert all(torch.equal(a, b) for a, b in zip(*batches, strict=True))
 
 
 def test_the_run_above_excludes_examples_and_keeps_some_coresets():

@@ -268,3 +268,27 @@ def test_a_subset_keeps_the_others_out():
     allowed = DATA.tensors[0][part]
     for inputs, *_ in loader:
         assert all((allowed == row).all(1).any() for row in inputs)
+
+
+def test_the_random_sampler_of_accelerate_leaves_the_choice_to_the_strategy():
+    accelerate = pytest.importorskip("accelerate")
+    sampler = accelerate.data_loader.SeedableRandomSampler(DATA, data_seed=3)
+    loader = make(DataLoader(DATA, batch_size=M, sampler=sampler))
+    assert len(list(loader)) == N // M
+
+
+def test_a_loader_that_accelerate_prepared_is_refused():
+    accelerate = pytest.importorskip("accelerate")
+    prepared = accelerate.Accelerator(cpu=True).prepare(DataLoader(DATA, batch_size=M))
+    with pytest.raises(TypeError, match="as it was before accelerator.prepare.*plain DataLoader"):
+        make(prepared, crest.Full())
+
+
+def test_batches_are_not_skipped_in_another_order():
+    accelerate = pytest.importorskip("accelerate")
+    loader = make(DataLoader(DATA, batch_size=M))
+    assert not hasattr(loader, "dataset")
+    with pytest.raises(AttributeError, match="resumes from its own state"):
+        accelerate.skip_first_batches(loader, 2)
+    with pytest.raises(AttributeError, match="'CoresetLoader' object has no attribute 'nothing'"):
+        loader.nothing  # noqa: B018

@@ -86,6 +86,14 @@ class LastLayerGradients:
         inputs = self.inputs_with_bias()
         return errors, inputs.reshape(len(inputs), -1, inputs.shape[-1])
 
+    def to(self, device: torch.device | str) -> LastLayerGradients:
+        """Move all tensors to a device."""
+        moved = {
+            name: getattr(self, name).to(device)
+            for name in ("losses", "errors", "inputs", "input_gradients")
+        }
+        return LastLayerGradients(**moved, bias=self.bias)
+
     @staticmethod
     def concatenate(parts: list[LastLayerGradients]) -> LastLayerGradients:
         """Join the results of several passes, in order.
@@ -98,6 +106,8 @@ class LastLayerGradients:
         Returns:
             All examples of all parts.
         """
+        if len(parts) == 1:
+            return parts[0]
         whole = {
             name: _concatenate([getattr(part, name) for part in parts])
             for name in ("losses", "errors", "inputs", "input_gradients")

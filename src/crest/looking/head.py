@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, NamedTuple, cast
@@ -24,6 +25,9 @@ __all__ = [
 CALL_THE_MODULE = (
     "A layer that is applied as functional.linear(h, layer.weight) is not seen: call the module."
 )
+
+
+_log = logging.getLogger(__name__)
 
 
 class Run(NamedTuple):
@@ -100,6 +104,7 @@ class LastLayer:
         self._structure = Structure(model)
         self._asks_model = True
         self._is_guess = False
+        self._announced: nn.Module | None = None
         self._named_now()
 
     @property
@@ -157,8 +162,30 @@ class LastLayer:
         return self._found is not before
 
     def confirm(self) -> None:
-        """Hear that the loss depends on the layer that was found."""
+        """Hear that the loss depends on the layer that was found, and say once which it is."""
         self._is_guess = False
+        if self._found is not None and self._found is not self._announced:
+            self._announced = self._found
+            _log.info("the last layer is %s", self.describe())
+
+    def describe(self) -> str:
+        """Say in words which layer was found: its name, kind and shape.
+
+        Returns:
+            Such as `'fc', Linear(512 -> 10)`; of an adapter, that it is one.
+        """
+        head = self._found
+        if head is None:
+            return "not known yet"
+        name, weight = _name_of(self._model, head), getattr(head, "weight", None)
+        shape = f"({weight.shape[1]} -> {weight.shape[0]})" if isinstance(weight, Tensor) else ""
+        said = f"{name or 'outside of the model'!r}, {type(head).__name__}{shape}"
+        if "lora_" in (name or ""):
+            said += (
+                ", a low-rank adapter: gradients are those of the adapter. Train the layer around "
+                "it in full (modules_to_save= of PEFT), or name another with head="
+            )
+        return said
 
     def look_further(self) -> bool:
         """Forget a layer that did not run.

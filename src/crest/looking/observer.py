@@ -98,6 +98,11 @@ class Observer:
         return not self._last_layer.needs_pass
 
     @property
+    def head(self) -> str:
+        """The last layer in words, by name and shape, once a look has found it."""
+        return self._last_layer.describe()
+
+    @property
     def takes_model(self) -> bool:
         """Whether the loss is of the form `loss_fn(model, batch)`."""
         return self._per_example_losses.takes_model

@@ -130,6 +130,7 @@ class _AdaCorePlanner(SubsetPlanner):
             with examples.weighted_loss(batch, settings.num_probes, "head") as loss:
                 moments = gradient_and_hessian_diagonal(loss, parameters, probes)
             gradient, diagonal = gradient + share * moments[0], diagonal + share * moments[1]
+        gradient, diagonal = map(examples.mean_over_processes, (gradient, diagonal))
         if not settings.keep_views:
             examples.release(sample[:0])
         _, curvature = self._moments.update(gradient, diagonal)

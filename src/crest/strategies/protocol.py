@@ -181,7 +181,18 @@ class Examples(Protocol):
     def weighted_loss(
         self, batch: MiniBatch, num_probes: int, scope: str
     ) -> AbstractContextManager[Tensor]:
-        """Give the weighted mean loss of a held batch, with a graph for `num_probes` probes."""
+        """Give the weighted mean loss of a held batch, with a graph for `num_probes` probes.
+
+        Of several processes each has a part; the mean over them is that of the batch.
+        """
+        ...
+
+    def mean_over_processes(self, values: Tensor) -> Tensor:
+        """Average what was derived from `weighted_loss`, of which each process has its part.
+
+        What a plan depends on and not every process computes from the same numbers goes through
+        here, too. All processes call it together; one alone gets `values` back.
+        """
         ...
 
     def parameters(self, scope: str) -> list[nn.Parameter]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
+
+from crest.containers import shallow
 
 __all__ = ["Call", "HandedOut", "example_rows"]
 
@@ -37,7 +40,7 @@ class HandedOut:
         self.taken = torch.zeros(m, dtype=torch.bool)
         self._tensors = [
             weakref.ref(leaf)
-            for leaf in tree_flatten(self.batch)[0]
+            for leaf in _leaves(self.batch)
             if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == m
         ]
 
@@ -80,12 +83,27 @@ def example_rows(batch: Any, m: int, rows: Any) -> Any:
     Returns:
         The same structure; what has no rows stays as it is.
     """
-    return tree_map(
-        lambda leaf: (
-            leaf[rows] if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == m else leaf
-        ),
-        batch,
-    )
+
+    def part(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf[rows] if leaf.ndim and len(leaf) == m else leaf
+        if not isinstance(leaf, MutableMapping):
+            return leaf
+        made = shallow(leaf)
+        for key, value in leaf.items():
+            made[key] = example_rows(value, m, rows)
+        return made
+
+    return tree_map(part, batch)
+
+
+def _leaves(batch: Any) -> Iterator[Any]:
+    """List what a batch consists of; mappings that torch does not know, as BatchEncoding, too."""
+    for leaf in tree_flatten(batch)[0]:
+        if isinstance(leaf, Mapping):
+            yield from _leaves(dict(leaf))
+        else:
+            yield leaf
 
 
 @dataclass(eq=False)

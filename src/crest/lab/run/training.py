@@ -28,6 +28,7 @@ from crest.lab.run.clock import Clock
 from crest.lab.run.diagnosis import Diagnosis, check_diagnostics, evenly_spaced
 from crest.lab.run.freed_memory import keep_freed_memory
 from crest.lab.run.learning_rate import learning_rate_factor
+from crest.lab.run.machine import describe_machine
 from crest.lab.run.settings import VALIDATION_FRACTION, WHOLE_STEP, RunSettings
 from crest.lab.run.step import CapturedStep, Step, plain_step
 
@@ -170,7 +171,7 @@ def _train(
             **{module.__name__: module.__version__ for module in (crest, torch, np)},
             "python": platform.python_version(),
         },
-        "machine": _machine(device),
+        "machine": describe_machine(device),
     }
 
 
@@ -443,14 +444,3 @@ class _Run:
             torch.cuda.set_rng_state(state["cuda_random"], self.device)
         seconds: float = state["seconds"]
         return seconds
-
-
-def _machine(device: torch.device) -> dict[str, Any]:
-    on_cuda = device.type == "cuda"
-    return {
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if on_cuda else device.type,
-    }

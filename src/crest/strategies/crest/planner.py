@@ -184,7 +184,10 @@ class CrestPlanner:
             assert self._anchor is not None
             # A checkpoint may have come back on another device, anchor and model together.
             displacement = self._parameters(examples).to(self._anchor.device) - self._anchor
-            return compare(model, displacement, losses, noise)
+            record = compare(model, displacement, losses, noise)
+            # The rounding of one process must not send it another way than the others.
+            rho = torch.tensor(record["relative_error"], dtype=torch.float64)
+            return record | {"relative_error": float(examples.mean_over_processes(rho))}
 
     def _select(self, examples: Examples) -> dict[str, Any]:
         """Pick P mini-batch coresets at the current parameters and model the loss around them."""
@@ -263,6 +266,7 @@ class CrestPlanner:
             diagonal = diagonal + moments[1] / len(coresets)
         assert isinstance(gradient, Tensor)
         assert isinstance(diagonal, Tensor)
+        gradient, diagonal = map(examples.mean_over_processes, (gradient, diagonal))
         return QuadraticModel(loss, *self._moments.update(gradient, diagonal))
 
     @property
