@@ -85,6 +85,27 @@ def test_wrong_labels_are_estimated_and_left_out():
     assert int((out & wrong).sum()) / int(wrong.sum()) > 0.8  # recall
 
 
+@pytest.mark.parametrize("rule", ["auto", "chance"])
+def test_wrong_labels_that_were_not_found_are_not_sought(rule):
+    inputs, given, wrong = make_data(n=6000, noise=0.3, seed=2)
+    loader = run(OnlineSelection(rule=rule), (inputs, given), epochs=4, batch_size=50)
+    picked = torch.cat([planned.indices for planned, _ in loader.preview(120)])
+    picked = picked[loader.active[picked]]  # beside those that are looked at again
+    in_play = float(wrong[loader.active].float().mean())
+    assert float(wrong[picked].float().mean()) < 1.3 * in_play + 0.01
+
+
+def test_the_noise_is_told_before_anything_is_left_out_and_kept():
+    inputs, given, _ = make_data(n=6000, noise=0.2)
+    loader = run(OnlineSelection(), (inputs, given), epochs=8, batch_size=50)
+    records = [record for record in loader.history.records if record["selected"]]
+    begun = [record["left_out"] > 0 for record in records]
+    assert not begun[0]
+    first = begun.index(True)
+    assert records[first]["step"] >= 240  # two passes
+    assert {record["noise"] for record in records[first:]} == {records[first]["noise"]}
+
+
 def test_what_is_left_out_is_looked_at_again():
     inputs, given, _ = make_data(n=6000, noise=0.2)
 

@@ -270,6 +270,12 @@ class OnlinePlanner:
 
         Once examples are left out, each of the others comes in with the chance that its label is
         right.
+
+        Args:
+            situation: Says how far classes are balanced.
+
+        Returns:
+            Example indices, int64.
         """
         generator = self._task.generator
         pool = (~self._left_out).nonzero().squeeze(1)

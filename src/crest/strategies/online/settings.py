@@ -29,12 +29,16 @@ class OnlineSelection:
     pass is random. From then on, at the start of each region, the strategy reads the situation from
     what was seen, and says in the records of the history what it does:
 
-    - how many labels are wrong (`noise`), and leaves as many of the most suspicious examples out
-      (`left_out`), but for some that are looked at again;
-    - whether classes are unbalanced (`imbalance`), and then draws rare ones more often;
-    - which `rule` picks m of r candidates: a cover of the remembered gradients where labels are
-      clean and classes many and balanced, and chance elsewhere, where to chase what is hard was
-      found to harm.
+    - how many labels are wrong (`noise`), and how likely each one is (see
+      `crest.watching.audit`). After two passes those more likely wrong than right are left out
+      (`left_out`), but for some that are looked at again, and the others come in with the chance
+      that they are right. Up to 5 % labels count as clean;
+    - whether classes are unbalanced (`imbalance`), and then draws rare ones more often
+      (class-balanced sampling), and suspects none;
+    - which `rule` picks m of r candidates: a cover of the gradients that training showed (Eq. (5)
+      of CREST on the derivatives by the outputs of Salaun et al., 2023), in expectation over which
+      labels are right; chance where classes are few or unbalanced, or where the cover would pick
+      more wrong labels than there are.
 
     Where a part cannot apply it is left out: without classes nothing is balanced or suspected, and
     for sequences the loss alone is remembered.
@@ -42,7 +46,8 @@ class OnlineSelection:
     Args:
         rule: How candidates are picked. `"auto"` as told above; `"cover"`, `"chance"`, or `"norm"`,
             a draw by the root of the norm of remembered gradients, for one of the three throughout.
-        noise: Share of wrong labels, in [0, 1). `"auto"` estimates it; 0 leaves nothing out.
+        noise: Share of labels that are any other class, in [0, 1). `"auto"` estimates it, and which
+            classes are labelled as which others; 0 leaves nothing out.
         balance: How far classes are balanced, from 0, in proportion to the data, to 1, all alike.
             None: 1 where the largest class has three times the examples of the smallest or more.
         num_candidates: r, in [m, n]. None: four mini-batches, or n if that is less.
