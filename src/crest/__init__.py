@@ -1,4 +1,4 @@
-"""Train a deep network on a tenth of the steps with mini-batch coresets."""
+"""Train a deep network on what its own training shows to be worth it: selection and coresets."""
 
 from crest.batches import weighted_mean
 from crest.checkup import doctor

@@ -15,7 +15,7 @@ from crest.cli.words import listed, positive
 from crest.lab.data.datasets import load_dataset
 from crest.lab.run.planning import plan_runs
 from crest.lab.run.training import count_steps, make_untrained_loader
-from crest.strategies import Crest, registered_strategies
+from crest.strategies import OnlineSelection, registered_strategies
 from crest.strategies.registry import word_of
 
 __all__ = ["add_to"]
@@ -37,8 +37,8 @@ def add_to(commands: Any) -> None:
     parser.add_argument(
         "--strategy",
         metavar="NAME",
-        default=word_of(Crest),
-        help=f"{listed(registered_strategies())} (default: {word_of(Crest)})",
+        default=word_of(OnlineSelection),
+        help=f"{listed(registered_strategies())} (default: {word_of(OnlineSelection)})",
     )
     parser.add_argument(
         "--num-steps",
