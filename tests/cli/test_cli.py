@@ -53,7 +53,8 @@ def test_run_trains_one_and_shares_its_results_with_compare(tmp_path, capsys):
 
 
 def test_options_reach_strategy_and_settings(tmp_path):
-    words = "run digits --network cnn --epochs 1 --option subset_size=40 --option features=logits"
+    words = "run digits --strategy crest --network cnn --epochs 1"
+    words += " --option subset_size=40 --option features=logits"
     words += " --option switch_off=false --budget 0.05 --batch-size 16 --lr 0.02"
     words += " --weight-decay 0 --no-augment"
     assert (
@@ -110,7 +111,7 @@ def test_runs_that_diverge_are_named_and_the_others_shown(tmp_path, capsys, monk
     [
         (
             "comapre digits",
-            "command must be one of compare, doctor, report, reproduce, run, strategies; "
+            "command must be one of compare, demo, doctor, report, reproduce, run, strategies; "
             ".*Did you mean compare?",
         ),
         ("compare", "arguments are required: DATA"),
@@ -131,7 +132,10 @@ def test_runs_that_diverge_are_named_and_the_others_shown(tmp_path, capsys, monk
         ("compare digits --lr -1", "--lr: must be a number > 0; got '-1'"),
         ("compare digits --batch-size 5000", "train examples, 1437; got 5000"),
         ("run digits --option tau=3", "option must be one of .*got 'tau'"),
-        ("run digits --option switch_off=no", "switch_off must be of type bool; got 'no'"),
+        (
+            "run digits --strategy crest --option switch_off=no",
+            "switch_off must be of type bool; got 'no'",
+        ),
         ("run digits --option tau", "must look like subset_size=500; got 'tau'"),
         (
             "compare digits --strategies full --time-matched",
