@@ -143,10 +143,19 @@ def test_each_part_can_be_set(rule):
     assert record["balance"] == 0
 
 
-def test_a_given_share_of_noise_is_left_out():
+def test_a_given_share_of_noise_is_taken_at_its_word():
     inputs, given, _ = make_data(noise=0.3)
-    loader = run(OnlineSelection(noise=0.1), (inputs, given), epochs=4)
-    assert 0 < last(loader)["left_out"] <= 120
+    few, many = (
+        last(run(OnlineSelection(noise=share), (inputs, given), epochs=4)) for share in (0.1, 0.4)
+    )
+    assert 0 < few["left_out"] < many["left_out"]
+
+
+def test_where_no_label_is_trusted_all_are_in_play():
+    inputs, given, _ = make_data(n=300)
+    loader = run(OnlineSelection(noise=0.999), (inputs, given), epochs=5)
+    picked = torch.cat([planned.indices for planned, _ in loader.preview(15)])
+    assert len(picked.unique()) > 60
 
 
 def several(outputs, targets):

@@ -99,7 +99,7 @@ class OnlinePlanner:
     def knowledge(self) -> dict[str, Tensor]:
         """Tell what is known of each example, see `Knows`."""
         memory = self._memory
-        memory.take_in(self._drawn // self._task.num_examples)
+        memory.take_in(self._pass)
         known = {"num_observations": memory.times_seen, "smoothed_loss": memory.loss}
         if memory.num_outputs > 1 and memory.is_cross_entropy:
             known |= {
@@ -288,6 +288,8 @@ class OnlinePlanner:
             rates = rates * (1 - self._doubt[pool])
         if situation.balance > 0 or self._left_out.any():
             pool = pool.repeat_interleave(repeats(rates, generator))
+        if len(pool) < self._task.batch_size:  # hardly a label is trusted
+            pool = torch.arange(self._task.num_examples)
         return pool[torch.randperm(len(pool), generator=generator)]
 
     def _again(self, drawn: int) -> Tensor:
