@@ -281,4 +281,5 @@ def make_task(
         batches_per_pass=len(loader),
         dataset=loader.dataset,
         exact_losses=options.look.is_exact,
+        batch_statistics=options.look.batch_statistics,
     )
