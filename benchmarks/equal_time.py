@@ -40,19 +40,19 @@ LEVERS = {
     "paper": crest.Crest.paper(),
     "paper, whole last layer": crest.Crest.paper(features="weight"),
     "+ head curvature": crest.Crest.paper(**HEAD),
-    "+ paired check": crest.Crest.paper(**HEAD, paired_check=True),
+    "+ paired check": crest.Crest.paper(**HEAD, check="candidates"),
     "new coresets each step": crest.Crest(switch_off=False),
     "default, switches off": crest.Crest(),
 }
 # Not part of the default: what else was tried.
 OTHERS = {
     "one coreset a step, kept": crest.Crest.paper(
-        **HEAD, paired_check=True, coreset_multiplier=1, interval_multiplier=4.0
+        **HEAD, check="candidates", coreset_multiplier=1, interval_multiplier=4.0
     ),
     "384 candidates for 4 steps": crest.Crest(
         subset_size=256, num_candidates=384, interval_multiplier=4.0, switch_off=False
     ),
-    "automatic tau": crest.Crest.paper(**HEAD, paired_check=True, error_threshold="auto"),
+    "automatic tau": crest.Crest.paper(**HEAD, check="candidates", error_threshold="auto"),
 }
 RANDOM_SHARES = {f"random x {share:g}": share for share in (0.5, 1, 1.5, 2, 3)}
 TRAINED = [

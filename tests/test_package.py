@@ -30,7 +30,7 @@ LAYERS = [
     ["strategies"],
     [
         *("history", "reader", "collation", "data_view", "order", "open_region", "batches"),
-        *("resume", "first_batch", "epoch", "feed", "ranks", "labels"),
+        *("resume", "first_batch", "epoch", "feed", "ranks", "labels", "observers"),
         *("trackers", "ledger", "example_table", "page", "insight"),
     ],
     ["loader"],

@@ -43,10 +43,17 @@ def test_a_flat_loss_gives_the_longest_interval():
 def test_a_first_round_without_curvature_is_not_the_measure_of_all():
     schedule = make_schedule()
     schedule.observe(0.0)  # low-rank adapters at B = 0
+    schedule.observe(4.0)  # the first curvature there is
     schedule.adapt(4.0)
-    assert schedule.check_interval == 1  # 4 is the first curvature there is
+    assert schedule.check_interval == 1
     schedule.adapt(1.0)
     assert schedule.check_interval == 4
+
+
+def test_without_a_first_round_to_compare_with_the_interval_is_one_step():
+    schedule = make_schedule()
+    schedule.adapt(4.0)
+    assert (schedule.check_interval, schedule.num_coresets) == (1, 5)
 
 
 @pytest.mark.parametrize("norm", [math.nan, math.inf])

@@ -38,7 +38,9 @@ STRATEGIES = {
     "crest_coresets": (lambda: crest.Crest(subset_size=24, switch_off=False), 0.5),
     "crest_paper": (lambda: crest.Crest.paper(subset_size=12, error_threshold=0.2), 0.5),
     "crest_excluding": (
-        lambda: crest.Crest.paper(subset_size=12, exclusion_interval=2, loss_threshold=1.0),
+        lambda: crest.Crest.paper(
+            subset_size=12, exclusion_interval=2, loss_threshold=1.0, low_looks=1, check="fresh"
+        ),
         0.5,
     ),
     "crest_paired": (

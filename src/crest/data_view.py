@@ -17,13 +17,12 @@ from crest.items import Copier
 from crest.labels import label_of
 from crest.looking.gradients import LastLayerGradients
 from crest.looking.observer import Observer
-from crest.options import Look
 from crest.pool import UNKNOWN_CLASS
 from crest.ranks import Ranks, refuse_spread
 from crest.reader import Reader, Request, place
 from crest.strategies.protocol import MiniBatch
 
-__all__ = ["DataView", "cheaper_observer"]
+__all__ = ["DataView"]
 
 Result = TypeVar("Result")
 
@@ -221,6 +220,10 @@ class DataView:
             batch = self._batch(self._views(), self._kept[: self._chunk])
         return self._observer.parameters(scope, batch)
 
+    def statistics_are_settled(self) -> bool:
+        """Tell whether a look goes by statistics of data, see `Observer.statistics_are_settled`."""
+        return self._observer.statistics_are_settled
+
     def timed(self, component: str) -> AbstractContextManager[None]:
         """Book the seconds spent inside under a component of the history.
 
@@ -409,32 +412,3 @@ class DataView:
                 f"for examples {indices[bad][:10].tolist()}. Lower the learning rate, add a "
                 "warm-up, or look at these examples."
             )
-
-
-def cheaper_observer(
-    look: Look,
-    model: nn.Module,
-    loss_fn: Callable[..., Tensor],
-    head: nn.Module | str | None,
-) -> Observer | None:
-    """Make what looks at last-layer gradients, if that is not the model on its data.
-
-    Args:
-        look: How to look.
-        model: The model that is trained.
-        loss_fn: One loss per example.
-        head: The last layer of that model or its name, if known.
-
-    Returns:
-        The observer, or None where the look is exact.
-    """
-    if look.is_exact:
-        return None
-    return Observer(
-        model if look.model is None else look.model,
-        loss_fn,
-        head=head if look.model is None else None,
-        dtype=look.dtype,
-        transform=look.transform,
-        batch_statistics=look.batch_statistics,
-    )

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from crest.batches import Attach, with_weights
 from crest.checks import check, instance, many, whole
-from crest.data_view import DataView, cheaper_observer
+from crest.data_view import DataView
 from crest.epoch import Epoch
 from crest.feed import Feed
 from crest.first_batch import FirstBatch
@@ -23,6 +23,7 @@ from crest.insight import Insight
 from crest.labels import known_labels
 from crest.ledger import Ledger
 from crest.looking.observer import Observer
+from crest.observers import cheaper_observer, exact_observer, with_statistics_of_strategy
 from crest.open_region import OpenRegion
 from crest.options import BUDGET, LoaderOptions, Look
 from crest.order import (
@@ -148,7 +149,7 @@ class CoresetLoader(Insight, NotCopied):
         check("model", model, _MODEL)
         if isinstance(strategy, str):
             strategy = make_strategy(strategy, budget=check("budget", budget, BUDGET))
-        options = self._options = LoaderOptions(
+        options = LoaderOptions(
             loss_fn=loss_fn,
             strategy=OnlineSelection(if_unseen="go on") if strategy is None else strategy,
             budget=budget,
@@ -164,6 +165,7 @@ class CoresetLoader(Insight, NotCopied):
             tracker=tracker,
             shard=shard,
         )
+        options = self._options = with_statistics_of_strategy(options, model)
         ranks = self._ranks = processes_of(train_loader, options)
         options.check_against(length, ranks.world)
         look, batch_size = options.look, options.batch_size
@@ -182,7 +184,7 @@ class CoresetLoader(Insight, NotCopied):
         reader = Reader(train_loader)
         self._examples = DataView(
             reader if selection_dataset is None else Reader(train_loader, selection_dataset),
-            self.observer,
+            exact_observer(look, self.observer, loss_fn, head),
             self.history,
             self._view_generator,
             max(batch_size, 128) if look.chunk is None else look.chunk,

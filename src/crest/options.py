@@ -52,9 +52,9 @@ class Look:
         ValueError: If `chunk` is out of its range.
 
     Note:
-        The losses that `transform`, `model` and `batch_statistics` give are not those of the model
-        on its data. With one of them `Crest` excludes no example, and refuses to check a quadratic
-        model.
+        The losses that `transform` and `model` give are not those of the model on its data. With
+        one of them `Crest` excludes no example, and refuses to check a quadratic model. With
+        `batch_statistics` alone it does both, on the losses and curvature that they give.
 
     Example:
         >>> Look(dtype=torch.bfloat16, chunk=512).is_exact
@@ -88,8 +88,8 @@ class Look:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the losses are those of the model on its data."""
-        return self.transform is None and self.model is None and not self.batch_statistics
+        """Whether the losses are those of the model on its data, by whatever statistics."""
+        return self.transform is None and self.model is None
 
     def to_settings(self) -> dict[str, Any]:
         """List what a checkpoint compares, as primitives."""

@@ -350,4 +350,5 @@ def make_task(
         batches_per_pass=_full_length(loader, ranks),
         dataset=loader.dataset,
         exact_losses=options.look.is_exact,
+        batch_statistics=options.look.batch_statistics,
     )

@@ -13,7 +13,7 @@ UNKNOWN_CLASS = torch.iinfo(torch.int64).min  # -1 may be a class
 
 
 class Pool:
-    """A shrinking set of example indices to draw random subsets from.
+    """The example indices in play, to draw random subsets from.
 
     Attributes:
         active: Which examples are in play, bool, shape (n,).
@@ -62,7 +62,7 @@ class Pool:
         return random_subsets(members, count, size, generator, labels=labels)
 
     def exclude(self, indices: Tensor, losses: Tensor, labels: Tensor) -> Tensor:
-        """Drop learned examples for good, Sec. 4.3, the smallest losses first.
+        """Drop learned examples, Sec. 4.3, the smallest losses first.
 
         Two guards keep some of them: the pool stays at or above `min_pool`, and of each class one
         example stays that is known to be in play.
@@ -86,6 +86,14 @@ class Pool:
             keep[(classes == label).nonzero()[-1]] = True
         self.active[indices[keep]] = True
         return indices[~keep]
+
+    def readmit(self, indices: Tensor) -> None:
+        """Put excluded examples back into play.
+
+        Args:
+            indices: Int64, shape (k,).
+        """
+        self.active[indices] = True
 
     def state_dict(self) -> dict[str, Any]:
         """Return the active mask."""

@@ -43,16 +43,16 @@ class AdaptiveSchedule:
         Note:
             ||H_0|| is the first norm that is neither zero nor infinite: at the start of a low-rank
             fine-tuning a part of the network has exactly zero gradient and curvature. A zero
-            ||H_t|| means a flat loss and gives the upper bound of T_1.
+            ||H_t|| means a flat loss and gives the upper bound of T_1; as long as there is no
+            ||H_0|| to compare with, T_1 is 1.
 
         Args:
             curvature_norm: ||H_t||, the Euclidean norm of the smoothed curvature.
         """
-        self.observe(curvature_norm)
-        if not math.isfinite(curvature_norm):
-            interval = 1.0
-        elif curvature_norm == 0 or self._first_norm is None:
+        if curvature_norm == 0:
             interval = math.inf
+        elif not math.isfinite(curvature_norm) or self._first_norm is None:
+            interval = 1.0
         else:
             interval = self._interval_multiplier * self._first_norm / curvature_norm
         self.check_interval = max(1, math.ceil(min(interval, self._max_check_interval)))
@@ -60,7 +60,7 @@ class AdaptiveSchedule:
         self.num_coresets = max(1, math.ceil(min(wanted, self._max_coresets)))
 
     def observe(self, curvature_norm: float) -> None:
-        """Remember ||H_0|| from the first round; later rounds change nothing.
+        """Remember ||H_0|| from the first round that is told; later rounds change nothing.
 
         Args:
             curvature_norm: ||H||, the Euclidean norm of the smoothed curvature of a round.

@@ -167,7 +167,6 @@ def test_a_quadratic_model_is_refused_beside_a_cheaper_observer():
     for options in (
         {"look": Look(model=make_model(1))},
         {"look": Look(transform=halve)},
-        {"look": Look(batch_statistics=True), "model": make_model(norm=True)},
     ):
         with pytest.raises(ValueError, match=message):
             make_loader(crest.Crest.paper(subset_size=64), **options)

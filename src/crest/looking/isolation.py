@@ -15,9 +15,19 @@ from crest.looking.traces import Memory, every_module, is_of_torch, reach
 from crest.own_passes import own_pass
 from crest.randomness import preserved_random_state
 
-__all__ = ["dense_gradients", "has_batch_norm", "structured_as_in_training", "undisturbed"]
+__all__ = [
+    "dense_gradients",
+    "has_batch_norm",
+    "has_settled_statistics",
+    "structured_as_in_training",
+    "undisturbed",
+]
 
+_TOO_FEW = "Expected more than 1 value per channel when training"  # of torch
 _MOST_PARAMETERS = 2**28  # that are copied, once
+_MOST_OF_THE_START = (
+    0.05  # in running statistics, where they began with means of 0 and variances of 1
+)
 _RANDOM_OR_MOVING = (_NormBase, _DropoutNd, nn.RNNBase, nn.RReLU, nn.MultiheadAttention)
 
 
@@ -46,7 +56,8 @@ def undisturbed(
         Nothing.
 
     Raises:
-        ValueError: If the pass has changed a parameter in place.
+        ValueError: If the pass has changed a parameter in place, or holds too little for statistics
+            of its own.
     """
     reached = reach(model, loss_fn)
     in_training = [module for module in reached.modules if module.training]
@@ -74,6 +85,14 @@ def undisturbed(
             for norm in norms:
                 norm.training, norm.track_running_stats = True, False  # else it is updated
             yield
+    except ValueError as error:
+        if norms and _TOO_FEW in str(error):
+            raise ValueError(
+                "batch statistics need more than one value of each channel in a pass; got a pass "
+                "of one example. Take larger batches, chunks and checks, or leave batch_statistics "
+                "of look= and strategy out."
+            ) from error
+        raise
     finally:
         for norm in norms:
             norm.training, norm.track_running_stats = False, True
@@ -180,6 +199,28 @@ def dense_gradients(model: nn.Module) -> Iterator[None]:
     finally:
         for module in sparse:
             module.sparse = True
+
+
+def has_settled_statistics(model: nn.Module) -> bool:
+    """Tell whether running statistics have seen enough batches to be those of the data.
+
+    Args:
+        model: The model. Layers that are in eval mode while it is in training mode are frozen, and
+            their statistics what they are meant to be.
+
+    Returns:
+        Whether the initial statistics weigh less than 5 % in those of each layer that has some.
+    """
+    for module in every_module(model):
+        if not isinstance(module, _BatchNorm) or module.num_batches_tracked is None:
+            continue
+        is_frozen = model.training and not module.training
+        left = 0.0 if module.momentum is None else 1 - module.momentum
+        if is_frozen or left == 1:
+            continue
+        if left ** int(module.num_batches_tracked) > _MOST_OF_THE_START:
+            return False
+    return True
 
 
 def has_batch_norm(model: nn.Module) -> bool:

@@ -18,6 +18,7 @@ from crest.looking.head import CALL_THE_MODULE, LastLayer, Structure, unwrapped
 from crest.looking.isolation import (
     dense_gradients,
     has_batch_norm,
+    has_settled_statistics,
     undisturbed,
 )
 from crest.looking.losses import PerExampleLoss
@@ -106,6 +107,11 @@ class Observer:
     def takes_model(self) -> bool:
         """Whether the loss is of the form `loss_fn(model, batch)`."""
         return self._per_example_losses.takes_model
+
+    @property
+    def statistics_are_settled(self) -> bool:
+        """Whether batch normalization goes by statistics of data, not by those it began with."""
+        return self._batch_statistics or has_settled_statistics(self.model)
 
     @property
     def device(self) -> torch.device:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -58,6 +59,7 @@ def select_coresets(
     batch_size: int,
     features: Features,
     keep: Tensor | None = None,
+    labels: Tensor | None = None,
 ) -> Selection:
     """Read the random subsets, observe them, and pick a weighted mini-batch from each.
 
@@ -69,7 +71,9 @@ def select_coresets(
         subsets: V_1, ..., V_P, example indices, int64, shape (P, r).
         batch_size: m, picks in each.
         features: Which last-layer gradients are compared.
-        keep: Other examples of the subsets whose views are still needed.
+        keep: Other examples whose views are still needed: of the subsets, or read with them.
+        labels: Class of each example of the data set, shape (n,), to pick from each class on its
+            own, in proportion. None: from the whole subset.
 
     Returns:
         The P coresets, and the losses at the anchor.
@@ -79,11 +83,13 @@ def select_coresets(
     """
     candidates, rows = torch.unique(subsets, return_inverse=True)
     with examples.timed("features"):
-        examples.hold(candidates)
+        examples.hold(candidates if keep is None else torch.unique(torch.cat([candidates, keep])))
         gradients = examples.last_layer_gradients(candidates)
     with examples.timed("select"):
         device = gradients.losses.device
-        pick = _pick if device.type == "cpu" else _pick_without_waiting
+        pick: Callable[..., Coreset] = _pick if device.type == "cpu" else _pick_without_waiting
+        if labels is not None:
+            pick = functools.partial(_pick_per_class, labels=labels[candidates].to(device))
         parts = [
             pick(gradients, some.to(device, non_blocking=True), batch_size, features)
             for some in split_subsets(rows)
@@ -171,6 +177,17 @@ def _pick(
     return cover(distances, batch_size)
 
 
+def _pick_per_class(
+    gradients: LastLayerGradients, rows: Tensor, batch_size: int, features: Features, labels: Tensor
+) -> Coreset:
+    if features == "weight" and gradients.errors.ndim == 2:
+        distances = last_layer_distances(
+            gradients.errors[rows], gradients.inputs[rows], bias=gradients.bias
+        )
+        return facility_location(None, batch_size, distances=distances, labels=labels[rows])
+    return facility_location(_compared(gradients, features)[rows], batch_size, labels=labels[rows])
+
+
 def _pick_without_waiting(
     gradients: LastLayerGradients, rows: Tensor, batch_size: int, features: Features
 ) -> Coreset:
@@ -178,12 +195,16 @@ def _pick_without_waiting(
     if features == "weight" and gradients.errors.ndim == 2:
         errors, inputs = gradients.errors[rows], gradients.inputs[rows]
         return cover_last_layer(errors, inputs, batch_size, bias=gradients.bias)
-    compared = {
-        "logits": lambda: gradients.errors.flatten(1),
-        "input": lambda: gradients.input_gradients.flatten(1),
-        "weight": gradients.weight_gradients,
-    }[features]()
-    return cover_features(compared[rows], batch_size)
+    return cover_features(_compared(gradients, features)[rows], batch_size)
+
+
+def _compared(gradients: LastLayerGradients, features: Features) -> Tensor:
+    """Give the features, a row for each example."""
+    if features == "logits":
+        return gradients.errors.flatten(1)
+    if features == "input":
+        return gradients.input_gradients.flatten(1)
+    return gradients.weight_gradients()
 
 
 def default_subset_size(subset_size: int | None, task: Task) -> int:

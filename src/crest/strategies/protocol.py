@@ -89,7 +89,9 @@ class Task:
         dataset: The data set itself, to tell whether another one shares examples with it; not to
             be read from. None if there is nothing to tell.
         exact_losses: Whether the losses beside last-layer gradients are those of the model on its
-            data, and not of a cheaper view, a cheaper model, or statistics of the pass.
+            data, and not of a cheaper view or a cheaper model.
+        batch_statistics: Whether batch normalization takes the statistics of each pass that looks
+            at the model, so that a loss depends on what else is in the pass.
         is_preview: Whether nothing is trained on, so that the planner hears of no loss.
         explain_silence: Says in words why nothing was seen of training, for messages.
     """
@@ -104,6 +106,7 @@ class Task:
     batches_per_pass: int
     dataset: Any = None
     exact_losses: bool = True
+    batch_statistics: bool = False
     is_preview: bool = False
     explain_silence: Callable[[], str] = call_observe
 
@@ -119,9 +122,9 @@ class Task:
             strategy: Its name.
 
         Raises:
-            ValueError: If the losses are not exact.
+            ValueError: If the losses are not those of eval mode on the data.
         """
-        if not self.exact_losses:
+        if not self.exact_losses or self.batch_statistics:
             raise ValueError(
                 "transform, model and batch_statistics of look= must be left out with "
                 f"{strategy}, which looks at the model on its own data; got one of them."
@@ -197,6 +200,10 @@ class Examples(Protocol):
 
     def parameters(self, scope: str) -> list[nn.Parameter]:
         """List the parameters of a scope, see `Observer.parameters`."""
+        ...
+
+    def statistics_are_settled(self) -> bool:
+        """Tell whether a look goes by statistics of data, see `Observer.statistics_are_settled`."""
         ...
 
     def timed(self, component: str) -> AbstractContextManager[None]:

@@ -19,7 +19,7 @@ from crest.quadratic import (
     rademacher_probes,
 )
 from crest.schedule import AdaptiveSchedule
-from crest.strategies.coresets import default_subset_size, select_coresets
+from crest.strategies.coresets import Selection, default_subset_size, select_coresets
 from crest.strategies.crest.check import ErrorThreshold, compare
 from crest.strategies.crest.worth import RandomPasses, weigh
 from crest.strategies.protocol import Examples, MiniBatch, Region, Task
@@ -62,10 +62,11 @@ class CrestPlanner:
                 f"min_pool must be in [{drawn}, {n}], what a round draws to the number of "
                 f"examples; got {min_pool}."
             )
-        if settings.advanced.stratify and task.labels is None:
-            raise ValueError("stratify=True needs the class of each example; pass labels=.")
+        for name in ("stratify", "per_class"):
+            if getattr(settings.advanced, name) and task.labels is None:
+                raise ValueError(f"{name}=True needs the class of each example; pass labels=.")
         self._check_size = settings.advanced.check_size or (
-            task.batch_size if settings.paired_check else self._subset_size
+            task.batch_size if settings.check == "candidates" else self._subset_size
         )
         if not self._check_size <= drawn:
             raise ValueError(
@@ -74,20 +75,26 @@ class CrestPlanner:
             )
         if not task.exact_losses and not settings.models_nothing:
             raise ValueError(
-                "error_threshold must be 0 and curvature 'none' with transform, model or "
-                "batch_statistics of look=, whose losses are not those that a "
-                f"quadratic model is checked with; got {settings.error_threshold!r} and "
-                f"{settings.curvature!r}."
+                "error_threshold must be 0 and curvature 'none' with transform or model of look=, "
+                "whose losses are not those that a quadratic model is checked with; got "
+                f"{settings.error_threshold!r} and {settings.curvature!r}."
             )
         self._pool = Pool(n, min_pool=min_pool)
         self._learned = (
             None
             if settings.exclusion_interval is None or not task.exact_losses
-            else LearnedExamples(n, settings.exclusion_interval, settings.loss_threshold)
+            else LearnedExamples(
+                n,
+                settings.exclusion_interval,
+                settings.loss_threshold,
+                low_looks=settings.low_looks,
+                readmit_after=settings.advanced.readmit_after,
+            )
         )
         self._schedule = self._new_schedule()
         self._moments = SmoothedMoments(settings.betas)
         self._coresets: list[MiniBatch] = []
+        self._selected_at = 0  # step
         self._deck: list[int] = []  # coresets not yet used since the last shuffle
         self._check_subset = torch.empty(0, dtype=torch.int64)
         self._anchor_losses = torch.empty(0)  # of the check subset, if paired
@@ -115,14 +122,17 @@ class CrestPlanner:
             T_1 steps of coresets; or random mini-batches, where coresets do not pay.
         """
         record: dict[str, Any] = {}
-        if self._learned is not None:
-            self._pool.exclude(*self._learned.collect(step), examples.labels)
+        self._exclude_learned(examples, step)
         if self._settings.select_until is not None and step >= self._settings.select_until:
             self._drop_coresets(examples)
             record = {"updated": False, "selected": False, "active": self._pool.num_active}
             return Region(self._random_batches(), record=record)
         self._begin_anew_with_other_parameters(examples)
-        update = self._model is None or self._settings.error_threshold == 0
+        update = (
+            self._model is None
+            or self._settings.error_threshold == 0
+            or self._steps_left(step) <= 0
+        )
         if self._model is not None and not update:
             before = examples.passes_beside_training
             record |= self._check(examples, self._model)
@@ -131,7 +141,7 @@ class CrestPlanner:
         if update and self._model is not None:
             self._schedule.adapt(self._curvature_norm(self._model))
         if update:
-            record |= self._select(examples)
+            record |= self._select(examples, step)
         record |= {
             "updated": update and self._model is not None,
             "selected": self._model is not None,
@@ -143,9 +153,16 @@ class CrestPlanner:
             "check_interval": self._schedule.check_interval,
             "num_coresets": len(self._coresets),
         }
-        return Region(
-            [self._draw_coreset() for _ in range(self._region_length())], held=True, record=record
-        )
+        length = self._region_length(step)
+        return Region([self._draw_coreset() for _ in range(length)], held=True, record=record)
+
+    def _exclude_learned(self, examples: Examples, step: int) -> None:
+        """Take the examples out of the pool whose losses were consistently low, Sec. 4.3."""
+        if self._learned is None:
+            return
+        dropped = self._pool.exclude(*self._learned.collect(step), examples.labels)
+        self._learned.note_excluded(dropped)
+        self._pool.readmit(self._learned.collect_returning())
 
     def _new_schedule(self) -> AdaptiveSchedule:
         settings = self._settings
@@ -173,14 +190,12 @@ class CrestPlanner:
     def _check(self, examples: Examples, model: QuadraticModel) -> dict[str, Any]:
         """Compare F(delta) with the loss of the check subset, Eq. (10)."""
         with examples.timed("check"):
-            if self._settings.paired_check:
-                check_subset = self._check_subset
-                losses = examples.held_losses(check_subset)
-                noise = losses - self._anchor_losses
-            else:
+            if self._settings.check == "fresh":
                 (check_subset,) = self._draw_subsets(1, self._check_size)
                 losses = noise = examples.fresh_losses(check_subset)
-            self._watch(check_subset, losses)
+            else:
+                losses = examples.held_losses(self._check_subset)
+                noise = losses - self._anchor_losses
             assert self._anchor is not None
             # A checkpoint may have come back on another device, anchor and model together.
             displacement = self._parameters(examples).to(self._anchor.device) - self._anchor
@@ -189,26 +204,29 @@ class CrestPlanner:
             rho = torch.tensor(record["relative_error"], dtype=torch.float64)
             return record | {"relative_error": float(examples.mean_over_processes(rho))}
 
-    def _select(self, examples: Examples) -> dict[str, Any]:
+    def _select(self, examples: Examples, step: int) -> dict[str, Any]:
         """Pick P mini-batch coresets at the current parameters and model the loss around them."""
+        self._selected_at = step
         before = examples.passes_beside_training
         subsets = self._draw_subsets_of_round()
-        check_subset = None
-        if self._settings.paired_check:
-            candidates = torch.unique(subsets)
-            order = torch.randperm(len(candidates), generator=self._task.generator)
-            check_subset = candidates[order[: self._check_size]].sort().values
+        check_subset = self._draw_check_subset(subsets)
         selection = select_coresets(
-            examples, subsets, self._task.batch_size, self._settings.features, keep=check_subset
+            examples,
+            subsets,
+            self._task.batch_size,
+            self._settings.features,
+            keep=check_subset,
+            labels=self._task.labels if self._settings.advanced.per_class else None,
         )
-        self._watch(selection.candidates, selection.losses)
+        if self._learned is not None:  # by selection losses alone, as Sec. 4.3 says
+            self._learned.observe(selection.candidates, selection.losses, step)
         spent = examples.passes_beside_training - before
         record = {
             "selected_loss": float(selection.losses.mean()),
             "gradient_error": selection.gradient_error,
             **weigh(
                 selection,
-                self._region_length(),
+                self._region_length(step),
                 self._task.batch_size,
                 spent + self._model_passes,
                 self._settings.advanced.forward_price,
@@ -221,22 +239,46 @@ class CrestPlanner:
         self._coresets, self._deck = selection.coresets, []
         # L0 is the unweighted mean over the random subsets, as L^r is over the check subset: both
         # estimate the mean loss of the pool, so that rho is 0 where the model is right.
+        before = examples.passes_beside_training
         loss = float(selection.losses[selection.rows].mean())
         if check_subset is not None:
             self._check_subset = check_subset
-            places = torch.searchsorted(selection.candidates, check_subset)
-            self._anchor_losses = selection.losses[places]
+            self._anchor_losses = self._losses_at_anchor(examples, selection, check_subset)
             loss = float(self._anchor_losses.mean())
-        before = examples.passes_beside_training
         with examples.timed("quadratic"):
             self._model = self._fit_quadratic(examples, loss)
-            self._schedule.observe(self._curvature_norm(self._model))
+            if examples.statistics_are_settled():  # else H_0 is that of a net nobody trains
+                self._schedule.observe(self._curvature_norm(self._model))
         self._model_passes = examples.passes_beside_training - before
         weights = torch.stack([batch.weights for batch in self._coresets])
         return record | {
             "curvature_norm": self._curvature_norm(self._model),
             "effective_batch": float(weights.sum(1).square().div(weights.square().sum(1)).mean()),
         }
+
+    def _draw_check_subset(self, subsets: Tensor) -> Tensor | None:
+        """Draw V_r for all checks of a round, if it is one for all and anything is checked."""
+        if self._settings.check == "candidates":
+            candidates = torch.unique(subsets)
+            order = torch.randperm(len(candidates), generator=self._task.generator)
+            drawn: Tensor = candidates[order[: self._check_size]]
+        elif self._settings.check == "paired" and self._settings.error_threshold != 0:
+            drawn = self._draw_subsets(1, self._check_size)[0]
+        else:
+            return None
+        return drawn[drawn.argsort()]
+
+    def _losses_at_anchor(
+        self, examples: Examples, selection: Selection, check_subset: Tensor
+    ) -> Tensor:
+        """Give the losses of V_r, as a check will measure them."""
+        seen_already = self._settings.check == "candidates"
+        if self._task.batch_statistics and self._settings.error_threshold != 0:
+            seen_already = False  # a loss depends on what else is in the pass, the same in a check
+        if seen_already:
+            return selection.losses[torch.searchsorted(selection.candidates, check_subset)]
+        with examples.timed("check"):
+            return examples.held_losses(check_subset)
 
     def _drop_coresets(self, examples: Examples) -> None:
         self._coresets, self._model, self._anchor = [], None, None
@@ -280,8 +322,14 @@ class CrestPlanner:
         # Without curvature nothing is known to change: ||H_0|| / ||H_t|| is 1.
         return 1.0 if self._settings.curvature == "none" else float(model.curvature.norm())
 
-    def _region_length(self) -> int:
-        return self._schedule.check_interval * self._task.batches_per_step
+    def _steps_left(self, step: int) -> float:
+        """Count the steps that the coresets may still serve."""
+        most = self._settings.advanced.max_coreset_steps
+        return math.inf if most is None else self._selected_at + most - step
+
+    def _region_length(self, step: int) -> int:
+        steps = min(self._schedule.check_interval, self._steps_left(step))
+        return int(steps) * self._task.batches_per_step
 
     def _draw_subsets_of_round(self) -> Tensor:
         """Draw V_1, ..., V_P, from the pool or from candidates that they share."""
@@ -300,10 +348,6 @@ class CrestPlanner:
     def _strata(self) -> Tensor | None:
         return self._task.labels if self._settings.advanced.stratify else None
 
-    def _watch(self, indices: Tensor, losses: Tensor) -> None:
-        if self._learned is not None:
-            self._learned.observe(indices, losses)
-
     def _draw_coreset(self) -> MiniBatch:
         """Take a coreset at random, none twice until all were used."""
         if not self._deck:
@@ -321,6 +365,7 @@ class CrestPlanner:
             "moments": self._moments.state_dict(),
             "coreset_indices": [batch.indices for batch in self._coresets],
             "coreset_weights": [batch.weights for batch in self._coresets],
+            "selected_at": self._selected_at,
             "deck": list(self._deck),
             "check_subset": self._check_subset,
             "anchor_losses": self._anchor_losses,
@@ -345,6 +390,7 @@ class CrestPlanner:
                 state["coreset_indices"], state["coreset_weights"], strict=True
             )
         ]
+        self._selected_at = state["selected_at"]
         self._deck = list(state["deck"])
         self._check_subset = state["check_subset"]
         self._anchor_losses = state["anchor_losses"]
