@@ -28,6 +28,8 @@ def checked(labels, n=3):
         selection_dataset=None,
         look=Look(),
         attach=None,
+        record=False,
+        tracker=None,
         shard=True,
     )
     options.check_against(n, 1)
