@@ -36,12 +36,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from default import corrupt
 from torch import Tensor, nn
 
 from crest import Crest
 from crest.lab.data.datasets import load_dataset
 from crest.lab.data.image_data import ImageData
+from crest.lab.data.wrong_labels import make_wrong
 from crest.lab.paper.items import Variant
 from crest.lab.paper.tasks import SCALES, PaperTask
 from crest.lab.run.checkpoint import Paused
@@ -359,7 +359,7 @@ def rows(
 ) -> None:
     """Parts c and d: runs at a budget of a tenth, with their checkpoints."""
     if part == "d":
-        labels = corrupt(data.train_labels, len(data.classes), WRONG, flipped=False)
+        labels = make_wrong(data.train_labels, len(data.classes), WRONG)
         data = dataclasses.replace(data, train_labels=labels)
     results = Results(out / f"{part}.json")
     computing = {"device": str(device), "threads": 1, "compile": WHOLE_STEP}

@@ -99,12 +99,13 @@ def test_a_check_that_fails_starts_a_new_round_and_moves_the_anchor():
     assert max(record["displacement_norm"] for record in checks) < way
 
 
-def test_rho_is_zero_where_nothing_has_moved():
+@pytest.mark.parametrize("check", ["paired", "candidates"])
+def test_rho_is_zero_where_nothing_has_moved(check):
     """Eval mode, view and weighting of L0 and L^r agree, with norm, dropout and all."""
     model = make_model(dropout=0.5, norm=True)
     n = 400
     loader = make_loader(
-        crest.Crest.paper(subset_size=n, advanced=crest.CrestAdvanced(min_pool=n)),
+        crest.Crest.paper(subset_size=n, check=check, advanced=crest.CrestAdvanced(min_pool=n)),
         model=model,
         batch_size=100,
         budget=1,
@@ -115,7 +116,7 @@ def test_rho_is_zero_where_nothing_has_moved():
     assert first["predicted_loss"] == pytest.approx(first["anchor_loss"], abs=1e-6)
     model_without = make_model(dropout=0.5)
     loader = make_loader(
-        crest.Crest.paper(subset_size=n, advanced=crest.CrestAdvanced(min_pool=n)),
+        crest.Crest.paper(subset_size=n, check=check, advanced=crest.CrestAdvanced(min_pool=n)),
         model=model_without,
         batch_size=100,
         budget=1,
@@ -219,7 +220,10 @@ def test_learned_examples_leave_for_good_at_multiples_of_the_interval():
     model = make_model()
     loader = make_loader(
         crest.Crest.paper(
-            exclusion_interval=5, loss_threshold=1.0, advanced=crest.CrestAdvanced(min_pool=100)
+            exclusion_interval=5,
+            loss_threshold=1.0,
+            low_looks=1,
+            advanced=crest.CrestAdvanced(min_pool=100),
         ),
         model=model,
         budget=1,
