@@ -66,6 +66,7 @@ class OnlinePlanner:
         self._num_candidates = num_candidates
         self._memory = ExampleMemory(task.num_examples)
         self._deck = Deck(task.num_examples, task.generator)
+        self._device = torch.device("cpu")  # where gradients come from, and are picked by
         self._drawn = 0  # examples planned so far
         self._left_out = torch.zeros(task.num_examples, dtype=torch.bool)
         self._doubt = torch.zeros(task.num_examples)  # chance that a label is wrong
@@ -90,6 +91,7 @@ class OnlinePlanner:
     def remember(self, indices: Tensor, errors: Tensor) -> None:
         """Hear the derivatives of its losses by the outputs."""
         self._memory.tell_errors(indices, errors)
+        self._device = errors.device
 
     @property
     def first_selected_step(self) -> int:
@@ -310,7 +312,7 @@ class OnlinePlanner:
         if rule == "chance":
             return torch.arange(size).expand(len(groups), size)
         if rule == "cover":
-            return pick_cover(self._expected_errors(groups), size)
+            return pick_cover(self._expected_errors(groups).to(self._device), size).cpu()
         norms = self._memory.norm[groups].nan_to_num(nan=1.0)
         return draw_by_norm(norms, size, _EXPONENT, self._task.generator)
 
