@@ -251,12 +251,11 @@ class _Examination:
             return None
         model.train()
         losses_of = PerExampleLoss(model, self._options.loss_fn)
-        parameters = [p for p in model.parameters() if p.requires_grad]
 
         def step() -> None:
             with torch.autocast(self._loader.observer.device.type, enabled=False):
                 loss = losses_of(data).mean()
-            torch.autograd.grad(loss, parameters, allow_unused=True)
+            loss.backward()
 
         try:
             seconds = numbers["seconds_per_step"] = _least_seconds(step)

@@ -32,7 +32,7 @@ from crest.strategies.protocol import Knows, Planner
 __all__ = ["Insight"]
 
 _MOST_BYTES = 2_500_000  # of pictures on a page, which shall stay below 5 MB
-_PACKAGES = {"crest": "crest-coresets", "torch": "torch", "numpy": "numpy"}
+_PACKAGES = {str(__package__): "crest-coresets", "torch": "torch", "numpy": "numpy"}
 
 
 class Insight:

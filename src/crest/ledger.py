@@ -18,7 +18,7 @@ __all__ = ["Ledger"]
 
 _AT_ONCE = 256  # batches that are counted together
 
-_log = logging.getLogger("crest")
+_log = logging.getLogger(__package__)
 
 
 class Ledger:

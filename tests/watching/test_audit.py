@@ -99,7 +99,7 @@ def test_a_moved_label_is_told_where_its_margin_is_that_of_a_hard_example():
 
 
 def test_few_examples_tell_nothing():
-    assert estimate_label_noise(make(0.2, n=900)[0]) is None
+    assert estimate_label_noise(make(0.2, n=200)[0]) is None
 
 
 @pytest.mark.parametrize("classes", [1, 2])
