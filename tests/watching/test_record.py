@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import crest
-from crest.watching.record import ExampleRecord, read_errors
+from crest.watching.predictions import read_errors
+from crest.watching.record import ExampleRecord
 from toys import CRITERION, make_loader, make_model, make_tensors
 
 

@@ -17,7 +17,7 @@ from crest.strategies.coresets import resolve_num_candidates, split_subsets
 from crest.strategies.protocol import Examples, MiniBatch, Planner, Region, Task
 from crest.strategies.registry import register_strategy
 from crest.watching.memory import LastSeen
-from crest.watching.record import read_errors
+from crest.watching.predictions import OFF, read_errors
 
 __all__ = ["RememberedGradients"]
 
@@ -25,7 +25,6 @@ _RULES = {"num_candidates": optional(whole(1))}
 
 _RANDOM_STEPS = 64  # planned at once: a loop that observes nothing hears of it soon
 _PATIENCE = 1.5  # passes until examples that were not observed are missed
-_OFF = 1e-2  # by which p - y of cross-entropy may miss its form
 
 
 @register_strategy(
@@ -112,7 +111,7 @@ class _RememberingPlanner:
         known = self._gradients.known
         digest = read_errors(self._gradients.values.nan_to_num())
         seen = {"num_observations": known.int()}  # at least
-        if digest is None or not known.any() or float(digest["off"][known].max()) > _OFF:
+        if digest is None or not known.any() or float(digest["off"][known].max()) > OFF:
             return seen
         for name in ("given_label", "predicted_label"):
             seen[name] = digest[name].where(known, -1)

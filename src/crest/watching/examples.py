@@ -8,27 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crest.watching.audit import Predictions
+from crest.watching.predictions import OFF, PREDICTED, SmoothedPredictions, averaged, read_errors
 
 __all__ = ["ExampleMemory"]
 
 _COLUMNS = 32  # of a derivative that are kept; more outputs are sketched
-_KEPT = 0.5  # of an old average, when an example is seen again
 
 _FIELDS: dict[str, tuple[torch.dtype, float]] = {
     "times_seen": (torch.int32, 0),
     "seen_at": (torch.int64, -1),
     "loss": (torch.float32, math.nan),
     "norm": (torch.float32, math.nan),
-    "given": (torch.int32, -1),
-    "other": (torch.int32, -1),
-    "p_given": (torch.float32, math.nan),
-    "p_other": (torch.float32, math.nan),
-    "behind": (torch.float16, math.nan),
 }
 
 
-class ExampleMemory:
+class ExampleMemory(SmoothedPredictions):
     """Losses, probabilities and derivatives that training showed last, and their averages.
 
     Where the loss is cross-entropy, a derivative by the logits is p - y: the entry below 0 tells
@@ -42,12 +36,6 @@ class ExampleMemory:
         seen_at: Number of the pass in which it was seen last, -1 before, int64, shape (n,).
         loss: Smoothed loss, NaN before, float32, shape (n,).
         norm: Of the last derivative of the loss by the outputs, float32, shape (n,).
-        given: Class that the loss was computed with, -1 if unknown, int32, shape (n,).
-        other: Strongest rival of that class, int32, shape (n,).
-        p_given: Smoothed probability of `given`, float32, shape (n,).
-        p_other: Smoothed probability of `other`, float32, shape (n,).
-        behind: Smoothed share of the other classes that were likelier than `given`, float16, shape
-            (n,).
         sketch: The last derivative by the outputs: as it is up to 32 entries, else its products
             with random signs, which keep distances (Johnson & Lindenstrauss 1984); float16, shape
             (n, at most 32).
@@ -61,21 +49,17 @@ class ExampleMemory:
     seen_at: Tensor
     loss: Tensor
     norm: Tensor
-    given: Tensor
-    other: Tensor
-    p_given: Tensor
-    p_other: Tensor
-    behind: Tensor
 
     def __init__(self, num_examples: int) -> None:
+        super().__init__(num_examples)
         self._num_examples = num_examples
         for name, (dtype, empty) in _FIELDS.items():
             setattr(self, name, torch.full((num_examples,), empty, dtype=dtype))
         self.sketch = torch.empty(num_examples, 0, dtype=torch.float16)
         self.num_outputs = 0
         self.is_cross_entropy = True  # as far as was seen
-        self._signs: Tensor | None = None
-        self._losses: list[tuple[Tensor, Tensor]] = []
+        self._signs: dict[torch.device, Tensor] = {}
+        self._losses: list[tuple[Tensor, dict[str, Tensor]]] = []
         self._errors: list[tuple[Tensor, dict[str, Tensor]]] = []
 
     @property
@@ -92,24 +76,6 @@ class ExampleMemory:
         """
         return self.p_given - self.p_other
 
-    def predictions(self, rows: Tensor) -> Predictions:
-        """Collect what is kept of the predictions for some examples.
-
-        Args:
-            rows: Of examples that were seen, int64, shape (k,).
-
-        Returns:
-            Shapes (k,).
-        """
-        return Predictions(
-            given=self.given[rows],
-            other=self.other[rows],
-            p_given=self.p_given[rows],
-            p_other=self.p_other[rows],
-            behind=self.behind[rows],
-            num_classes=self.num_outputs,
-        )
-
     def tell(self, indices: Tensor, losses: Tensor) -> None:
         """Hear the losses of a mini-batch.
 
@@ -117,7 +83,7 @@ class ExampleMemory:
             indices: Example indices, int64, shape (m,).
             losses: Detached, on any device, shape (m,).
         """
-        self._losses.append((indices, losses))
+        self._losses.append((indices, {"losses": losses}))
 
     def tell_errors(self, indices: Tensor, errors: Tensor) -> None:
         """Hear the derivatives of the losses of a mini-batch by its outputs, after `tell`.
@@ -133,7 +99,9 @@ class ExampleMemory:
         if errors.ndim > 2 or (self.num_outputs and errors.shape[1] != self.num_outputs):
             return
         self.num_outputs = errors.shape[1]
-        self._errors.append((indices, self._digest(errors.float())))
+        told = {"errors": errors.float()}
+        # Few outputs are kept as they are, and read together: a step has better things to do.
+        self._errors.append((indices, told if errors.shape[1] <= _COLUMNS else self._digest(told)))
 
     def take_in(self, now: int) -> int:
         """Bring the fields up to date.
@@ -151,51 +119,40 @@ class ExampleMemory:
         count = sum(len(indices) for indices, _ in heard)
         if not count:
             return 0
-        for indices, losses in _runs_of_distinct(heard):
-            self._take_losses(indices, losses, now)
+        for indices, values, _ in _runs_of_distinct(heard):
+            self._take_losses(indices, values["losses"], now)
         self._losses = []
         told, self._errors = self._errors, []
-        for indices, digest in told:
-            self._take_digest(indices, digest)
+        for indices, values, sizes in _runs_of_distinct(told):
+            digest = self._digest(values) if "errors" in values else values
+            self._take_digest(indices, digest, sizes)
         return count
 
-    def _digest(self, errors: Tensor) -> dict[str, Tensor]:
+    def _digest(self, told: dict[str, Tensor]) -> dict[str, Tensor]:
         """Make of derivatives what is kept, on their device."""
-        digest = {"norm": errors.norm(dim=1)}
-        digest["sketch"] = self._sketched(errors).half()
-        if errors.shape[1] > 1:
-            least, given = errors.min(dim=1)
-            rivals = errors.scatter(1, given[:, None], -math.inf)
-            most, other = rivals.max(dim=1)
-            digest |= {"given": given, "p_given": 1 + least, "other": other, "p_other": most}
-            # Rows of p - y sum to 0, and have one entry below it.
-            off = (
-                errors.sum(1).abs()
-                + (rivals.clamp(max=0).where(rivals > -math.inf, 0)).sum(1).abs()
-            )
-            digest["off"] = off
-            likelier = (rivals > 1 + least[:, None]).sum(1)
-            digest["behind"] = likelier.float() / (errors.shape[1] - 1)
-        return digest
+        errors = told["errors"]
+        kept = {"norm": errors.norm(dim=1), "sketch": self._sketched(errors).half()}
+        return kept | (read_errors(errors) or {})
 
     def sketch_of_classes(self) -> Tensor:
         """Sketch the one-hot vector of each class, float32, shape (C, columns of `sketch`)."""
         if self.num_outputs <= _COLUMNS:
             return torch.eye(self.num_outputs)
-        return self._draw_signs(self.num_outputs)
+        return self._signs_on(torch.device("cpu"))
 
     def _sketched(self, errors: Tensor) -> Tensor:
-        c = errors.shape[1]
-        if c <= _COLUMNS:
+        if errors.shape[1] <= _COLUMNS:
             return errors
-        if self._signs is None or self._signs.device != errors.device:
-            self._signs = self._draw_signs(c).to(errors.device)
-        return errors @ self._signs
+        return errors @ self._signs_on(errors.device)
 
-    def _draw_signs(self, c: int) -> Tensor:
-        generator = torch.Generator().manual_seed(c)
-        signs = torch.randint(2, (c, _COLUMNS), generator=generator).float() * 2 - 1
-        return signs / math.sqrt(_COLUMNS)
+    def _signs_on(self, device: torch.device) -> Tensor:
+        """Draw the signs of a sketch once for a device, shape (C, columns)."""
+        if device not in self._signs:
+            c = self.num_outputs
+            generator = torch.Generator().manual_seed(c)
+            signs = torch.randint(2, (c, _COLUMNS), generator=generator).float() * 2 - 1
+            self._signs[device] = (signs / math.sqrt(_COLUMNS)).to(device)
+        return self._signs[device]
 
     def _take_losses(self, indices: Tensor, losses: Tensor, now: int) -> None:
         losses = losses.float().cpu()
@@ -205,48 +162,28 @@ class ExampleMemory:
                 f"losses of training must be finite; got {float(losses[bad[0, 0]])} for example "
                 f"{int(indices[bad[0, 0]])}. Lower the learning rate or set a warmup."
             )
-        old = self.loss[indices]
-        self.loss[indices] = torch.where(old.isnan(), losses, _KEPT * old + (1 - _KEPT) * losses)
+        self.loss[indices] = averaged(self.loss[indices], losses)
         self.times_seen[indices] += 1
         self.seen_at[indices] = now
 
-    def _take_digest(self, indices: Tensor, digest: dict[str, Tensor]) -> None:
+    def _take_digest(self, indices: Tensor, digest: dict[str, Tensor], sizes: list[int]) -> None:
         digest = {name: value.cpu() for name, value in digest.items()}
         if not len(self.sketch[0]):
             columns = digest["sketch"].shape[1]
             self.sketch = torch.zeros(self._num_examples, columns, dtype=torch.float16)
         self.norm[indices] = digest["norm"]
         self.sketch[indices] = digest["sketch"]
-        if "given" not in digest:
+        if "off" not in digest:
             self.is_cross_entropy = False
             return
-        if float(digest["off"].median()) > 1e-2:
+        if any(float(off.median()) > OFF for off in digest["off"].split(sizes)):
             self.is_cross_entropy = False
-        same_label = self.given[indices] == digest["given"].int()
-        new = ~same_label  # never seen, or its label was corrected
-        self.given[indices] = digest["given"].int()
-        self._average("p_given", indices, digest["p_given"], new)
-        self._average("behind", indices, digest["behind"].half(), new)
-        self._follow_rival(indices, digest["other"].int(), digest["p_other"], new)
-
-    def _average(self, name: str, indices: Tensor, values: Tensor, new: Tensor) -> None:
-        field: Tensor = getattr(self, name)
-        old = field[indices]
-        field[indices] = torch.where(new, values, _KEPT * old + (1 - _KEPT) * values)
-
-    def _follow_rival(self, indices: Tensor, other: Tensor, p: Tensor, new: Tensor) -> None:
-        """Average the strongest rival; another takes its place once it has become stronger."""
-        kept = torch.where(new, 0.0, _KEPT * self.p_other[indices])
-        same = self.other[indices] == other
-        share = torch.where(new, p, (1 - _KEPT) * p)
-        takes_over = new | (~same & (share > kept))
-        self.other[indices] = torch.where(takes_over, other, self.other[indices])
-        self.p_other[indices] = torch.where(takes_over, share, kept + torch.where(same, share, 0.0))
+        self.take_predictions(indices, digest)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all fields, with what was told taken in."""
         self.take_in(int(self.seen_at.max()) if self._num_examples else 0)
-        fields = {name: getattr(self, name).clone() for name in _FIELDS}
+        fields = {name: getattr(self, name).clone() for name in (*_FIELDS, *PREDICTED)}
         return {
             **fields,
             "sketch": self.sketch.clone(),
@@ -256,7 +193,7 @@ class ExampleMemory:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
-        for name in _FIELDS:
+        for name in (*_FIELDS, *PREDICTED):
             setattr(self, name, state[name].clone())
         self.sketch = state["sketch"].clone()
         self.num_outputs = state["num_outputs"]
@@ -264,9 +201,21 @@ class ExampleMemory:
         self._losses, self._errors = [], []
 
 
-def _runs_of_distinct(told: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    """Join batches as long as no example comes twice: averages need their order."""
+def _runs_of_distinct(
+    told: list[tuple[Tensor, dict[str, Tensor]]],
+) -> list[tuple[Tensor, dict[str, Tensor], list[int]]]:
+    """Join batches as long as no example comes twice: averages need their order.
+
+    Args:
+        told: Example indices of each batch, and what was told of it.
+
+    Returns:
+        The same, joined or not, with the sizes of the batches that were joined.
+    """
+    if not told:
+        return []
     indices = torch.cat([some for some, _ in told])
-    if len(indices.unique()) == len(indices):
-        return [(indices, torch.cat([values for _, values in told]))]
-    return told
+    if len(indices.unique()) < len(indices):
+        return [(some, values, [len(some)]) for some, values in told]
+    joined = {name: torch.cat([values[name] for _, values in told]) for name in told[0][1]}
+    return [(indices, joined, [len(some) for some, _ in told])]

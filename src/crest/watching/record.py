@@ -8,67 +8,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crest.watching.audit import Predictions, estimate_label_noise, wrong_label_chance
+from crest.watching.audit import estimate_label_noise, wrong_label_chance
+from crest.watching.predictions import OFF, PREDICTED, SmoothedPredictions, averaged, read_errors
 
-__all__ = ["ExampleRecord", "read_errors"]
+__all__ = ["ExampleRecord"]
 
 _AT_ONCE = 64  # batches; what is told stays on its device until so many came
 _RECENT = 8  # losses of an example that are kept with their steps
-_KEPT = 0.5  # of an old average, when an example is seen again, as in `ExampleMemory`
-_OFF = 1e-2  # by which p - y may miss the form that cross-entropy gives it
 
 _FIELDS: dict[str, tuple[torch.dtype, float]] = {
     "num_observations": (torch.int32, 0),
     "last_loss": (torch.float32, math.nan),
     "smoothed_loss": (torch.float32, math.nan),
-    "given_label": (torch.int32, -1),
     "predicted_label": (torch.int32, -1),
-    "other": (torch.int32, -1),
-    "p_given": (torch.float32, math.nan),
-    "p_other": (torch.float32, math.nan),
-    "behind": (torch.float32, math.nan),
     "margins": (torch.float32, 0),
     "num_margins": (torch.int32, 0),
     "forgotten": (torch.int32, 0),
 }
 
 
-def read_errors(errors: Tensor) -> dict[str, Tensor] | None:
-    """Read classes and probabilities off derivatives of losses by outputs.
-
-    Where the loss is cross-entropy with one class each, the derivative by the logits is p - y: one
-    entry below 0, that of the given class, and a sum of 0.
-
-    Args:
-        errors: Shape (m, ...).
-
-    Returns:
-        `given_label`, `predicted_label`, and `other`, the strongest rival of the given class,
-        int64; `p_given` and `p_other`; `behind`, the share of the other classes that are likelier
-        than the given one; and `off`, by which the form is missed; all of shape (m,). None where
-        the derivatives are of another form.
-    """
-    if errors.ndim != 2 or errors.shape[1] < 2 or not len(errors):
-        return None
-    errors = errors.float()
-    least, given = errors.min(dim=1)
-    others = errors.scatter(1, given[:, None], -math.inf)
-    most, rival = others.max(dim=1)
-    below = errors.clamp(max=0).sum(1) - least.clamp(max=0)
-    off = errors.sum(1).abs() + below.abs()
-    p_given = 1 + least
-    return {
-        "given_label": given,
-        "predicted_label": torch.where(p_given >= most, given, rival),
-        "p_given": p_given,
-        "other": rival,
-        "p_other": most,
-        "behind": (others > p_given[:, None]).sum(1) / (errors.shape[1] - 1),
-        "off": off,
-    }
-
-
-class ExampleRecord:
+class ExampleRecord(SmoothedPredictions):
     """What training showed of each example, for tables and reports; no strategy reads it.
 
     A batch takes a few small operations on its device, and about 100 bytes are kept of an example.
@@ -77,13 +36,7 @@ class ExampleRecord:
         num_observations: How often losses were seen, int32, shape (n,).
         last_loss: NaN before the first, float32, shape (n,).
         smoothed_loss: Of which an older one counts half of the next, float32, shape (n,).
-        given_label: Class that the loss was computed with, -1 if unknown, int32, shape (n,).
         predicted_label: Class that the model preferred last, int32, shape (n,).
-        other: Strongest rival of the given class, int32, shape (n,).
-        p_given: Smoothed probability of the given class, float32, shape (n,).
-        p_other: Smoothed probability of `other`, float32, shape (n,).
-        behind: Smoothed share of the other classes that were likelier than the given one, float32,
-            shape (n,).
         margins: Sum of p_given - p_other over the times, float32, shape (n,).
         num_margins: Of so many times, int32, shape (n,).
         forgotten: How often a right prediction was followed by a wrong one (Toneva et al., ICLR
@@ -101,17 +54,13 @@ class ExampleRecord:
     num_observations: Tensor
     last_loss: Tensor
     smoothed_loss: Tensor
-    given_label: Tensor
     predicted_label: Tensor
-    other: Tensor
-    p_given: Tensor
-    p_other: Tensor
-    behind: Tensor
     margins: Tensor
     num_margins: Tensor
     forgotten: Tensor
 
     def __init__(self, num_examples: int) -> None:
+        super().__init__(num_examples)
         for name, (dtype, empty) in _FIELDS.items():
             setattr(self, name, torch.full((num_examples,), empty, dtype=dtype))
         self.recent_losses = torch.full((num_examples, _RECENT), math.nan, dtype=torch.float16)
@@ -159,7 +108,7 @@ class ExampleRecord:
         for (step, indices, _, _), some, digest in zip(told, losses, digests, strict=True):
             rows = indices.cpu()
             self._take_losses(step, rows, some)
-            if digest is not None and float(digest["off"].median()) > _OFF:
+            if digest is not None and float(digest["off"].median()) > OFF:
                 self.is_classification = False
             elif digest is not None:
                 right += self._take_classes(rows, digest)
@@ -188,37 +137,25 @@ class ExampleRecord:
         self.recent_losses[rows, slot] = losses.half()
         self.recent_steps[rows, slot] = step
         self.last_loss[rows] = losses
-        self.smoothed_loss[rows] = _averaged(self.smoothed_loss[rows], losses)
+        self.smoothed_loss[rows] = averaged(self.smoothed_loss[rows], losses)
         self.num_observations.index_add_(0, rows, torch.ones(len(rows), dtype=torch.int32))
 
     def _take_classes(self, rows: Tensor, digest: dict[str, Tensor]) -> int:
         given = digest["given_label"].int()
         predicted = digest["predicted_label"].int()
-        corrected = (self.given_label[rows] != given) & (self.num_margins[rows] > 0)
+        corrected = (self.given[rows] != given) & (self.num_margins[rows] > 0)
         for name in ("margins", "num_margins", "forgotten"):  # of a label that was another one
             field: Tensor = getattr(self, name)
             field[rows[corrected]] = 0
         seen = (self.num_margins[rows] > 0) & ~corrected
-        was_right = seen & (self.predicted_label[rows] == self.given_label[rows])
+        was_right = seen & (self.predicted_label[rows] == self.given[rows])
         is_right = predicted == given
         self.forgotten[rows] += (was_right & ~is_right).int()
-        for name in ("p_given", "behind"):
-            field = getattr(self, name)
-            field[rows] = _averaged(field[rows].where(seen, math.nan), digest[name])
-        self._follow_rival(rows, digest["other"].int(), digest["p_other"], seen)
-        self.given_label[rows], self.predicted_label[rows] = given, predicted
+        self.take_predictions(rows, digest)
+        self.predicted_label[rows] = predicted
         self.margins.index_add_(0, rows, digest["p_given"] - digest["p_other"])
         self.num_margins.index_add_(0, rows, torch.ones(len(rows), dtype=torch.int32))
         return int(is_right.sum())
-
-    def _follow_rival(self, rows: Tensor, other: Tensor, p: Tensor, seen: Tensor) -> None:
-        """Average the strongest rival; another takes its place once it has become stronger."""
-        kept = torch.where(seen, _KEPT * self.p_other[rows], 0.0)
-        same = self.other[rows] == other
-        share = torch.where(seen, (1 - _KEPT) * p, p)
-        takes_over = ~seen | (~same & (share > kept))
-        self.other[rows] = torch.where(takes_over, other, self.other[rows])
-        self.p_other[rows] = torch.where(takes_over, share, kept + torch.where(same, share, 0.0))
 
     def knowledge(self) -> dict[str, Tensor]:
         """Give what is known of each example, by column, see `Knows`."""
@@ -226,22 +163,16 @@ class ExampleRecord:
         names = ["num_observations", "last_loss", "smoothed_loss"]
         issues = torch.zeros(len(self.last_loss), dtype=torch.bool)
         if self.is_classification:
-            names += ["given_label", "predicted_label", "p_given", "p_other", "forgotten", "aum"]
+            names += ["given", "predicted_label", "p_given", "p_other", "forgotten", "aum"]
             rows = (self.num_margins > 0).nonzero().squeeze(1)
             issues[rows] = self._look_wrong(rows)
-        known: dict[str, Tensor] = {name: getattr(self, name).clone() for name in names}
+        columns = {"given": "given_label"}
+        known = {columns.get(name, name): getattr(self, name).clone() for name in names}
         return known | {"is_label_issue": issues}
 
     def _look_wrong(self, rows: Tensor) -> Tensor:
         """Tell which labels are more likely wrong than right, shape of `rows`."""
-        seen = Predictions(
-            self.given_label[rows],
-            self.other[rows],
-            self.p_given[rows],
-            self.p_other[rows],
-            self.behind[rows],
-            self.num_classes,
-        )
+        seen = self.predictions(rows, self.num_classes)
         noise = estimate_label_noise(seen)
         if noise is None:  # too few examples to tell
             return torch.zeros(len(rows), dtype=torch.bool)
@@ -251,7 +182,7 @@ class ExampleRecord:
         """Return all fields, with what was told taken in."""
         self.take_in()
         return {
-            **{name: getattr(self, name).clone() for name in _FIELDS},
+            **{name: getattr(self, name).clone() for name in (*_FIELDS, *PREDICTED)},
             "recent_losses": self.recent_losses.clone(),
             "recent_steps": self.recent_steps.clone(),
             "is_classification": self.is_classification,
@@ -261,17 +192,12 @@ class ExampleRecord:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
-        for name in (*_FIELDS, "recent_losses", "recent_steps"):
+        for name in (*_FIELDS, *PREDICTED, "recent_losses", "recent_steps"):
             setattr(self, name, state[name].clone())
         self.is_classification = state["is_classification"]
         self.num_classes = state["num_classes"]
         self.curve = [(step, loss, right) for step, loss, right in state["curve"]]
         self._told = []
-
-
-def _averaged(old: Tensor, new: Tensor) -> Tensor:
-    """Move averages on; one that is not finite begins anew."""
-    return torch.where(old.isfinite(), _KEPT * old + (1 - _KEPT) * new, new)
 
 
 def _on_cpu(digests: list[dict[str, Tensor] | None]) -> list[dict[str, Tensor] | None]:

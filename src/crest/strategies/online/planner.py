@@ -184,7 +184,9 @@ class OnlinePlanner:
         self._doubt = torch.zeros(len(known))
         if noise is not None and (noise.share > _CLEAN or settings.noise != "auto"):
             rows = known.nonzero().squeeze(1)
-            self._doubt[rows] = wrong_label_chance(memory.predictions(rows), noise)
+            self._doubt[rows] = wrong_label_chance(
+                memory.predictions(rows, memory.num_outputs), noise
+            )
         self._noise = noise
         self._left_out = (self._doubt > _DOUBT) & (self._pass >= _TRUSTED)
         share = None if noise is None else noise.share
@@ -213,7 +215,9 @@ class OnlinePlanner:
         """
         if self._left_out.any():
             return self._noise
-        return estimate_label_noise(self._memory.predictions(known.nonzero().squeeze(1)))
+        memory = self._memory
+        rows = known.nonzero().squeeze(1)
+        return estimate_label_noise(memory.predictions(rows, memory.num_outputs))
 
     def _say(self, situation: Situation) -> None:
         said = (situation.rule, round(situation.noise or 0.0, 2), situation.balance)
