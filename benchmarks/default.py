@@ -4,6 +4,8 @@
     python benchmarks/default.py train --data-dir DIR --out results/default.json --set test
     python benchmarks/default.py show results/default.json
     python benchmarks/default.py draw results/default.json --out docs/results/default.png
+    python benchmarks/default.py time --data-dir DIR
+    python benchmarks/default.py read --data-dir DIR --situations "clean,noise 20" --seeds 10
 
 Trains ResNet-8 on CIFAR images at half the resolution, in batches of 64, at the peak rate 0.2 that
 was best for random mini-batches and for remembered gradients on held-out images
@@ -11,7 +13,9 @@ was best for random mini-batches and for remembered gradients on held-out images
 these: what settings are chosen by. `--set test` trains on all and measures on the test images.
 `--situations` and `--rows` take some of them, `--seeds` which, `--passes` how many passes. Each
 finished run is kept, and the same command goes on where it stopped; `--shard I/K` takes every K-th
-run, for K processes with files of their own.
+run, for K processes with files of their own. `time` times steps of the default against random ones,
+in turns. `read` trains on random batches with `--set held-out`, and tells after each pass what is
+read of the labels.
 """
 
 from __future__ import annotations
@@ -21,12 +25,13 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from cheap_forward import keep, read
+from equal_time import plus_minus
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -39,6 +44,8 @@ from crest.lab.data.wrong_labels import make_wrong
 from crest.lab.networks.vision import build_network
 from crest.lab.run.freed_memory import keep_freed_memory
 from crest.lab.run.learning_rate import learning_rate_factor
+from crest.report.summary import T_QUANTILES
+from crest.watching.audit import estimate_label_noise, wrong_label_chance
 
 CRITERION = nn.CrossEntropyLoss(reduction="none")
 NUM_HELD_OUT, BATCH_SIZE, LR = 5000, 64, 0.2
@@ -114,29 +121,31 @@ def load(situation: str, data_dir: Path, held_out: bool) -> tuple[ImageData, Ten
     return data.halve(), true
 
 
-def train(
-    data: ImageData, true: Tensor, row: str, seed: int, passes: float, lr: float
-) -> dict[str, Any]:
-    """Train once; the loop is that of the README."""
+def training(
+    data: ImageData,
+    dataset: Any,
+    strategy: Any,
+    seed: int,
+    steps: int,
+    lr: float,
+    *,
+    record: bool = False,
+) -> Iterator[tuple[nn.Module, crest.CoresetLoader]]:
+    """Train once on views of some data, in the loop of the README; yield after each step."""
     torch.manual_seed(seed)
-    classes = len(data.classes)
-    model = build_network("resnet8", 3, data.train_images.shape[-1], classes)
+    model = build_network("resnet8", 3, data.train_images.shape[-1], len(data.classes))
     model = model.to(memory_format=torch.channels_last)
-    views = ImageViews(data, torch.device("cpu"))
-    steps = int(passes * (data.num_train // BATCH_SIZE))
-    if "of the steps" in row:
-        steps = round(steps * float(row.split(", ")[1].split()[0]))
     loader = crest.CoresetLoader(
-        DataLoader(views, batch_size=BATCH_SIZE, shuffle=True, drop_last=True),
+        DataLoader(dataset, batch_size=BATCH_SIZE, shuffle=True, drop_last=True),
         model,
         loss_fn=CRITERION,
-        strategy=ROWS[row](steps),
+        strategy=strategy,
         budget=1,
         seed=seed,
+        record=record,
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
-    start, done = time.perf_counter(), 0
-    noise: dict[int, float] = {}
+    done = 0
     while done < steps:
         for inputs, targets, weights in loader:
             for group in optimizer.param_groups:
@@ -146,8 +155,20 @@ def train(
             loss.backward()
             optimizer.step()
             done += 1
+            yield model, loader
             if done == steps:
                 break
+
+
+def train(
+    data: ImageData, true: Tensor, row: str, seed: int, passes: float, lr: float
+) -> dict[str, Any]:
+    views = ImageViews(data, torch.device("cpu"))
+    steps = int(passes * (data.num_train // BATCH_SIZE))
+    if "of the steps" in row:
+        steps = round(steps * float(row.split(", ")[1].split()[0]))
+    start = time.perf_counter()
+    *_, (model, loader) = training(data, views, ROWS[row](steps), seed, steps, lr)
     seconds = time.perf_counter() - start
     records = loader.history.records
     noise = {r["step"]: r["noise"] for r in records if r.get("noise") is not None}
@@ -163,23 +184,83 @@ def train(
 
 
 def audit(loader: crest.CoresetLoader, data: ImageData, true: Tensor) -> dict[str, float]:
-    """How well wrong labels were found: AUROC of the margin, precision and recall of the filter."""
+    """How well wrong labels were found: AUROC of the margin, and what was left out."""
     memory = getattr(loader._planner, "_memory", None)
     wrong = data.train_labels != true
     if memory is None or not wrong.any():
         return {}
     known = memory.known
-    score, bad = -memory.margin[known], wrong[known]
-    ranks = score.argsort().argsort().double() + 1
-    positives, negatives = int(bad.sum()), int((~bad).sum())
-    auroc = (float(ranks[bad].sum()) - positives * (positives + 1) / 2) / (positives * negatives)
-    out = ~loader.active
-    hit = int((out & wrong).sum())
-    return {
-        "auroc": auroc,
-        "precision": hit / max(int(out.sum()), 1),
-        "recall": hit / int(wrong.sum()),
+    return {"auroc": auroc(-memory.margin[known], wrong[known]), **found(~loader.active, wrong)}
+
+
+def auroc(score: Tensor, wrong: Tensor) -> float:
+    """Chance that a wrong label is ranked above a right one, ties counting half."""
+    _values, inverse, counts = score.unique(return_inverse=True, return_counts=True)
+    ranks = (counts.cumsum(0) - (counts - 1) / 2).double()[inverse]
+    positives, negatives = int(wrong.sum()), int((~wrong).sum())
+    total = float(ranks[wrong].sum())
+    return (total - positives * (positives + 1) / 2) / (positives * negatives)
+
+
+def found(listed: Tensor, wrong: Tensor) -> dict[str, float]:
+    hit = int((listed & wrong).sum())
+    precision, recall = hit / max(int(listed.sum()), 1), hit / int(wrong.sum())
+    f1 = 2 * precision * recall / max(precision + recall, 1e-12)
+    return {"precision": precision, "recall": recall, "f1": f1, "listed": int(listed.sum())}
+
+
+def read_labels(arguments: argparse.Namespace) -> None:
+    """Say after each pass of random batches what is read of the labels, and how well they rank."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    strategy = OnlineSelection(rule="chance", noise=0, balance=0)
+    for situation in arguments.situations:
+        data, true = load(situation, arguments.data_dir, held_out=True)
+        wrong, per_pass = data.train_labels != true, data.num_train // BATCH_SIZE
+        views = ImageViews(data, torch.device("cpu"))
+        for seed in arguments.seeds:
+            print(f"{situation}, seed {seed}")
+            steps = training(data, views, strategy, seed, 5 * per_pass, LR)
+            for done, (_, loader) in enumerate(steps, 1):
+                if done % per_pass == 0:
+                    print(f"  {done // per_pass} passes: {reading(loader, wrong)}")
+
+
+def reading(loader: crest.CoresetLoader, wrong: Tensor) -> str:
+    loader.examples()  # takes in what was seen
+    memory = loader._planner._memory
+    rows = memory.known.nonzero().squeeze(1)
+    seen, bad = memory.predictions(rows, memory.num_outputs), wrong[rows]
+    noise = estimate_label_noise(seen)
+    told = f"{noise.share:.1%} wrong"
+    if bad.any():
+        chance = auroc(wrong_label_chance(seen, noise), bad)
+        told += f"; AUROC {chance:.3f}, of the margin {auroc(-memory.margin[rows], bad):.3f}"
+    return told
+
+
+def time_steps(arguments: argparse.Namespace) -> None:
+    """Time 50 steps of the default, past its first pass, and 50 random ones, in turns."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    data, _ = load("clean", arguments.data_dir, held_out=False)
+    views = ImageViews(data, torch.device("cpu"))
+    runs = {
+        row: training(data, views, ROWS[row](0), 0, 10**9, LR / 10) for row in ("random", "default")
     }
+    for row, warmup in (("random", 20), ("default", data.num_train // BATCH_SIZE + 20)):
+        for _ in range(warmup):
+            next(runs[row])
+    taken: dict[str, list[float]] = {row: [] for row in runs}
+    for turn in range(arguments.turns):
+        for row in sorted(runs, reverse=turn % 2 == 1):
+            start = time.perf_counter()
+            for _ in range(50):
+                next(runs[row])
+            taken[row].append(1000 * (time.perf_counter() - start) / 50)
+    for what, of in (("least", min), ("median", statistics.median)):
+        random, default = of(taken["random"]), of(taken["default"])
+        print(f"{what}: random {random:.2f} ms, default {default:.2f} ms, {default / random:.3f}")
 
 
 def accuracy(model: nn.Module, views: ImageViews, data: ImageData) -> float:
@@ -245,8 +326,9 @@ def show(records: list[dict[str, Any]]) -> None:
             noise = [100 * [*run["noise"].values()][-1] for run in runs.values() if run["noise"]]
             extra += f" noise {statistics.fmean(noise):.1f} %" if noise else ""
             seconds = statistics.fmean(run["seconds"] for run in runs.values())
+            minus = plus_minus(differences, sign=True) if differences else "-"
             print(
-                f"  {row:60} {plus_minus(values)}  minus random {plus_minus(differences)}  "
+                f"  {row:45} {plus_minus(values):14} ({len(values)})  minus random {minus:14}  "
                 f"{seconds:5.0f} s  {extra}"
             )
 
@@ -297,17 +379,6 @@ def draw(records: list[dict[str, Any]], out: Path) -> None:
     figure.savefig(out, dpi=150)
 
 
-# 97.5 % of Student's t for 1 to 9 degrees of freedom.
-T_QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
-
-
-def plus_minus(values: list[float]) -> str:
-    if not values:
-        return "-"
-    spread = statistics.stdev(values) if len(values) > 1 else math.nan
-    return f"{statistics.fmean(values):+6.2f} ± {spread:4.2f} ({len(values)})"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -324,12 +395,23 @@ def main() -> None:
     one.add_argument("--minutes", type=float, default=math.inf)
     one.add_argument("--shard", type=lambda text: tuple(map(int, text.split("/"))), default=(1, 1))
     commands.add_parser("show").add_argument("results", type=Path, nargs="+")
+    timed = commands.add_parser("time")
+    timed.add_argument("--data-dir", type=Path, required=True)
+    timed.add_argument("--turns", type=int, default=20)
+    seen = commands.add_parser("read")
+    seen.add_argument("--data-dir", type=Path, required=True)
+    seen.add_argument("--situations", type=words, default=["clean", "noise 20", "flipped 20"])
+    seen.add_argument("--seeds", type=lambda text: [*map(int, text.split(","))], default=[10])
     picture = commands.add_parser("draw")
     picture.add_argument("results", type=Path, nargs="+")
     picture.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     if arguments.command == "show":
         show([record for path in arguments.results for record in read(path)])
+    elif arguments.command == "time":
+        time_steps(arguments)
+    elif arguments.command == "read":
+        read_labels(arguments)
     elif arguments.command == "draw":
         draw([record for path in arguments.results for record in read(path)], arguments.out)
     else:

@@ -32,16 +32,14 @@ from typing import Any
 import numpy as np
 import torch
 from cheap_forward import keep, read
-from default import BATCH_SIZE, CRITERION, LR, load
+from default import BATCH_SIZE, LR, auroc, found, load, training
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
 import crest
 from crest.lab.data.image_data import ImageData
 from crest.lab.data.views import ImageViews
-from crest.lab.networks.vision import build_network
 from crest.lab.run.freed_memory import keep_freed_memory
-from crest.lab.run.learning_rate import learning_rate_factor
 
 SITUATIONS = ("noise 5", "noise 20", "noise 40", "flipped 20")
 METHODS = ("random", "online", "folds")
@@ -51,34 +49,11 @@ STRATEGIES = {"random": crest.Random, "online": crest.OnlineSelection}
 def fit(
     data: ImageData, rows: list[int], strategy: Any, seed: int, passes: float, *, record: bool
 ) -> tuple[nn.Module, crest.CoresetLoader]:
-    """Train once on some rows; the loop is that of the README."""
-    torch.manual_seed(seed)
-    model = build_network("resnet8", 3, data.train_images.shape[-1], len(data.classes))
-    model = model.to(memory_format=torch.channels_last)
+    """Train once on some rows."""
     views = Subset(ImageViews(data, torch.device("cpu")), rows)
-    loader = crest.CoresetLoader(
-        DataLoader(views, batch_size=BATCH_SIZE, shuffle=True, drop_last=True),
-        model,
-        loss_fn=CRITERION,
-        strategy=strategy,
-        budget=1,
-        seed=seed,
-        record=record,
-    )
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9, weight_decay=5e-4)
-    steps, done = int(passes * (len(rows) // BATCH_SIZE)), 0
-    while done < steps:
-        for inputs, targets, weights in loader:
-            for group in optimizer.param_groups:
-                group["lr"] = LR * learning_rate_factor(done, steps)
-            loss = crest.weighted_mean(CRITERION(model(inputs), targets), weights)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            done += 1
-            if done == steps:
-                break
-    return model, loader
+    steps = int(passes * (len(rows) // BATCH_SIZE))
+    *_, trained = training(data, views, strategy, seed, steps, LR, record=record)
+    return trained
 
 
 def one_run(
@@ -160,22 +135,6 @@ def confident_joint(probabilities: Tensor, labels: Tensor) -> Tensor:
     confident = probabilities.where(probabilities >= thresholds, -math.inf)
     best = confident.max(1)
     return (best.values > -math.inf) & (best.indices != labels)
-
-
-def auroc(score: Tensor, wrong: Tensor) -> float:
-    """Chance that a wrong label is ranked above a right one, ties counting half."""
-    _values, inverse, counts = score.unique(return_inverse=True, return_counts=True)
-    ranks = (counts.cumsum(0) - (counts - 1) / 2).double()[inverse]
-    positives, negatives = int(wrong.sum()), int((~wrong).sum())
-    total = float(ranks[wrong].sum())
-    return (total - positives * (positives + 1) / 2) / (positives * negatives)
-
-
-def found(listed: Tensor, wrong: Tensor) -> dict[str, float]:
-    hit = int((listed & wrong).sum())
-    precision, recall = hit / max(int(listed.sum()), 1), hit / int(wrong.sum())
-    f1 = 2 * precision * recall / max(precision + recall, 1e-12)
-    return {"precision": precision, "recall": recall, "f1": f1, "listed": int(listed.sum())}
 
 
 def run_all(arguments: argparse.Namespace) -> None:

@@ -66,9 +66,9 @@ class LearnedExamples:
         is_new = self._looked_at[indices] != step
         self._streak[indices] = (self._streak[indices] + is_new).where(low, 0).int()
         # A look at this step that was high, as its streak of 0 says, is not made low by another.
-        ended = ~low | (self._streak[indices] == 0)
+        goes_on = self._streak[indices] > 0
         self._largest[indices] = torch.maximum(self._largest[indices], largest).where(
-            ~ended, -math.inf
+            goes_on, -math.inf
         )
         self._looked_at[indices] = step
 

@@ -13,6 +13,7 @@ from crest.strategies.registry import word_of
 
 __all__ = [
     "RANDOM_AT_EQUAL_TIME",
+    "T_QUANTILES",
     "Summary",
     "group",
     "selected_share",
@@ -26,7 +27,7 @@ _AT_EQUAL_TIME = ", equal time"  # ends the label of a run whose steps were set 
 RANDOM_AT_EQUAL_TIME = _RANDOM + _AT_EQUAL_TIME
 
 # 97.5 % of Student's t for 1 to 10 degrees of freedom; the last serves for more, too.
-_T_QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
+T_QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def _difference(name: str, one: Sequence[dict[str, Any]], other: Sequence[dict[s
         return f"{mean:+.2f} points on a single seed, which proves nothing"
     spread = statistics.stdev(points)
     verdict = "no clear difference"
-    quantile = _T_QUANTILES[min(len(points) - 1, len(_T_QUANTILES)) - 1]
+    quantile = T_QUANTILES[min(len(points) - 1, len(T_QUANTILES)) - 1]
     # Equal differences, but for rounding, are a coincidence of few test examples.
     if spread > 1e-9 and abs(mean) * math.sqrt(len(points)) > quantile * spread:
         verdict = f"{name} is better" if mean > 0 else f"{name} is worse"

@@ -165,16 +165,12 @@ def relative_gradient_error(
 def _pick(
     gradients: LastLayerGradients, rows: Tensor, batch_size: int, features: Features
 ) -> Coreset:
-    if features == "logits":
-        return facility_location(gradients.errors.flatten(1)[rows], batch_size)
-    if features == "input":
-        return facility_location(gradients.input_gradients.flatten(1)[rows], batch_size)
-    if gradients.errors.ndim > 2:  # several positions: no product of two Gram matrices
-        return facility_location(gradients.weight_gradients()[rows], batch_size)
-    distances = last_layer_distances(
-        gradients.errors[rows], gradients.inputs[rows], bias=gradients.bias
-    )
-    return cover(distances, batch_size)
+    if features == "weight" and gradients.errors.ndim == 2:  # of one position: no gradient is made
+        distances = last_layer_distances(
+            gradients.errors[rows], gradients.inputs[rows], bias=gradients.bias
+        )
+        return cover(distances, batch_size)
+    return facility_location(_compared(gradients, features)[rows], batch_size)
 
 
 def _pick_per_class(
