@@ -300,11 +300,11 @@ class _Examination:
         add, numbers = self.checkup.add, self.checkup.numbers
         found: list[tuple[Tensor, Tensor]] = []
         replay = Replay(model, self._options.loss_fn, takes_model=takes_model)
-        watch = Watch(model, replay, lambda _, losses, errors: found.append((losses, errors)))
+        watch = Watch(model, replay, lambda _, __, losses, errors: found.append((losses, errors)))
         weights = torch.ones(len(indices))
 
         def watched() -> None:
-            watch.hand_out(indices, weights, data)
+            watch.hand_out(0, indices, weights, data)
             step()
             watch.settle()
 

@@ -96,13 +96,18 @@ class Feed:
                 return
             replay = Replay(self._model, self._loss_fn, takes_model=self._observer.takes_model)
             self.watch = Watch(self._model, replay, self._pass_on)
-        self.watch.hand_out(planned.indices, planned.weights, batch)
+        self.watch.hand_out(self._ledger.step, planned.indices, planned.weights, batch)
 
     def settle(self) -> None:
         """Pass on what was seen so far."""
+        if self.watch is not None:
+            self.watch.settle()
+
+    def look(self) -> None:
+        """See what the last step showed; it is passed on some steps later, or by `settle`."""
         if self.watch is None:
             return
-        self.watch.settle()
+        self.watch.look()
         batch = self.watch.unseen_batch
         if batch is not None:  # the loop calls parts of the model by themselves
             # There may be no layer to be found, or the loop prepares batches by itself.
@@ -126,7 +131,7 @@ class Feed:
             with contextlib.suppress(ValueError):  # losses alone are recorded then
                 errors = output_gradients(losses, outputs, self._name)
         # A copy: the loop may weight the losses in place, a CUDA graph write over them.
-        self._pass_on(indices, losses.detach().clone(), errors)
+        self._pass_on(self._ledger.step, indices, losses.detach().clone(), errors)
 
     def note_refused(self) -> None:
         """Let the log say how many batches were not matched with what training did, and why."""
@@ -168,8 +173,8 @@ class Feed:
             for entry in zip(*(state[name] for name in Seen._fields), strict=True):
                 self._keep(Seen(*entry))
 
-    def _pass_on(self, indices: Tensor, losses: Tensor, errors: Tensor | None) -> None:
-        self._keep(Seen(self._ledger.step, indices, losses, errors))
+    def _pass_on(self, step: int, indices: Tensor, losses: Tensor, errors: Tensor | None) -> None:
+        self._keep(Seen(step, indices, losses, errors))
 
     def _keep(self, seen: Seen) -> None:
         if self._ranks.world == 1:

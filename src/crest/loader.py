@@ -255,7 +255,7 @@ class CoresetLoader(Insight, NotCopied):
         try:
             self._region.begin_epoch(self._epoch.seed(self._options.seed, self._total))
             while self._epoch.goes_on(iteration):
-                self._feed.settle()
+                self._feed.look()
                 planned, batch = self._fetch()
                 self._first.check(batch, len(planned.indices))
                 self._feed.hand_out(planned, batch)
@@ -433,6 +433,7 @@ class CoresetLoader(Insight, NotCopied):
         """Ask the strategy for the next region, now that every step of the last one is taken."""
         check_length(self._train_loader, self._dataset_length)
         self.history.await_training()
+        self._feed.settle()
         settings = {**self._settings, "record": self._options.record}
         self._ranks.meet({"dataset_length": self._dataset_length, **settings})
         self._feed.exchange()

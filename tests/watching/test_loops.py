@@ -4,6 +4,7 @@ The truth is computed apart, from the numbers of the rows and by hand in float64
 """
 
 import copy
+import gc
 import io
 import itertools
 import pickle
@@ -485,6 +486,14 @@ def test_hooks_go_with_the_loader():
     assert not model._forward_pre_hooks
 
 
+def test_hooks_of_a_loader_that_is_gone_are_removed():
+    model = make_model()
+    Loop(model).run(epochs=1)
+    gc.collect()
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+
+
 def test_a_loop_that_tells_by_itself_is_not_watched():
     def step(loop, x, y, w):
         outputs = loop.model(x)
@@ -496,6 +505,41 @@ def test_a_loop_that_tells_by_itself_is_not_watched():
     loop = Loop().run(step)
     assert loop.loader._feed.watch is None
     assert sum(len(indices) for indices, _, _ in loop.spy.heard) == loop.rows_trained_on
+
+
+def test_a_loop_that_changes_its_loss_is_refused_from_there_on_and_then_seen_again():
+    def step(loop, x, y, w):
+        if not 20 <= loop.steps < 30:
+            plain(loop, x, y, w)
+        else:
+            crest.weighted_mean(cross_entropy(1.1 * loop.model(x), y), w).backward()
+            loop.update()
+
+    loop = Loop().run(step, epochs=5)
+    assert loop.steps == 60
+    assert loop.rows_taken_in == loop.rows_trained_on - 10 * M
+    assert "10 times" in loop.loader._feed.explain()
+
+
+def test_outputs_that_the_loop_writes_over_after_the_step_are_filed_as_they_were():
+    place = torch.empty(M, C)
+
+    class InPlace(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, outputs):
+            place.copy_(outputs)
+            return torch.from_numpy(place.numpy())  # the same memory, as of a CUDA graph
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient
+
+    class Model(nn.Sequential):
+        def forward(self, x):
+            return InPlace.apply(super().forward(x))
+
+    loop = Loop(Model(*make_model())).run(epochs=3)
+    assert loop.rows_taken_in == loop.rows_trained_on
 
 
 def test_with_numbers_equal_training_is_that_of_observing_by_hand():
@@ -549,6 +593,22 @@ def test_compiled_models_are_seen(handed):
 
     loop.run(step)
     assert loop.rows_taken_in == loop.rows_trained_on
+
+
+def test_a_compiled_model_is_seen_by_one_loader_after_another():
+    torch._dynamo.reset()
+    model = make_model()
+    called = wrapped(model)
+
+    def step(loop, x, y, w):
+        loop.truth.note(x)
+        crest.weighted_mean(cross_entropy(called(x), y), w).backward()
+        loop.update()
+
+    for _ in range(3):
+        loop = Loop(model).run(step)
+        assert loop.rows_taken_in == loop.rows_trained_on
+        loop.loader._feed.close()  # the graph stays
 
 
 def test_a_model_in_distributed_data_parallel_is_seen(tmp_path):

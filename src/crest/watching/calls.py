@@ -15,6 +15,8 @@ from crest.containers import shallow
 
 __all__ = ["Call", "HandedOut", "example_rows"]
 
+_HALF = (torch.bfloat16, torch.float16)
+
 
 @dataclass(eq=False)
 class HandedOut:
@@ -22,6 +24,7 @@ class HandedOut:
 
     Attributes:
         number: How many batches were handed out before, plus one.
+        step: Optimizer steps taken with it.
         indices: Of its examples, int64, shape (m,).
         weights: Of its examples, shape (m,).
         batch: As the loss takes it, without weights.
@@ -29,6 +32,7 @@ class HandedOut:
     """
 
     number: int
+    step: int
     indices: Tensor
     weights: Tensor
     batch: Any
@@ -136,6 +140,16 @@ class Call:
     def num_rows(self) -> int:
         """Rows of the output."""
         return len(self.leaves[self.where[0]])
+
+    @property
+    def is_one_tensor(self) -> bool:
+        """Whether the output is a tensor by itself."""
+        return len(self.leaves) == 1 and self.spec.is_leaf() and not self.names_logits
+
+    @property
+    def is_half(self) -> bool:
+        """Whether the output was in 16 bits."""
+        return any(self.leaves[i].dtype in _HALF for i in self.where)
 
     @property
     def was_changed(self) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Verdict", "compare"]
+__all__ = ["Verdict", "compare", "compare_together"]
 
 _TINY = 1e-5  # of a derivative of a loss: below it a row tells nothing
 _TOLERANCE = 1e-3  # of a row, in float32; true matches miss by 2e-7
@@ -49,28 +49,65 @@ def compare(
     Returns:
         The verdict. Waits for the device once.
     """
-    tolerance = _TOLERANCE_HALF if half else _TOLERANCE
-    given = gradient.flatten(1).double()
-    wanted = errors.flatten(1).double() * weights.double()[:, None]
-    rows = torch.stack([given, wanted], dim=1)  # (k, 2, ...), in float64 as squares are subtracted
-    products = (rows @ rows.mT).cpu().numpy()
-    if not np.isfinite(products).all():
+    found = _Comparison(gradient[None], errors[None], weights[None], half=half)
+    if not found.is_finite[0]:
         return Verdict("not finite")
-    squares, overlaps, wanted_squares = products[:, 0, 0], products[:, 0, 1], products[:, 1, 1]
-    scale = float(overlaps.sum() / max(wanted_squares.sum(), 1e-60))
-    missed_squares = squares - 2 * scale * overlaps + scale**2 * wanted_squares
-    of_gradient, of_errors = np.sqrt(squares), np.sqrt(wanted_squares)
-    missed = np.sqrt(np.maximum(missed_squares, 0))
+    of_gradient, of_errors = found.of_gradients[0], found.of_errors[0]
+    scale = float(found.scales[0])
     if not (of_errors > _TINY).any():  # nothing to compare: are the gradients nothing, too?
         known = 1.0 if known_scale is None else known_scale
         if bool((of_gradient <= known * 10 * _TINY).all()):
             return Verdict(None, "", 1.0, known)
         return Verdict("direction", "all of loss_fn's gradients are nearly 0")
-    allowed = tolerance * scale * of_errors + _TINY * scale + (_UNDERFLOW_HALF if half else 0.0)
-    share = float((missed <= allowed).mean())
+    share = float(found.rows_fit[0].mean())
     if scale > 0 and share == 1:
         return Verdict(None, "", 1.0, scale)
-    return _what_differs(given, errors.flatten(1).double(), of_gradient, of_errors, weights, share)
+    k = len(weights)
+    given, wanted = gradient.reshape(k, -1).double(), errors.reshape(k, -1).double()
+    return _what_differs(given, wanted, of_gradient, of_errors, weights, share)
+
+
+def compare_together(
+    gradients: Tensor, errors: Tensor, weights: Tensor, *, half: bool
+) -> tuple[list[bool], list[float]]:
+    """Make the test of `compare` for several batches.
+
+    Args:
+        gradients: Shape (b, k, ...).
+        errors: Shape (b, k, ...).
+        weights: Shape (b, k).
+        half: Whether the outputs were in 16 bits.
+
+    Returns:
+        Which batches fit, of those that tell something, and r of each. Waits for the device once.
+    """
+    found = _Comparison(gradients, errors, weights, half=half)
+    tells = (found.of_errors > _TINY).any(axis=1)
+    fits = found.is_finite & tells & (found.scales > 0) & found.rows_fit.all(axis=1)
+    return fits.tolist(), found.scales.tolist()
+
+
+class _Comparison:
+    """Norms of G_i and w_i E_i in each row of b batches, r of each, and which rows fit."""
+
+    def __init__(self, gradients: Tensor, errors: Tensor, weights: Tensor, *, half: bool) -> None:
+        b, k = weights.shape
+        given = gradients.reshape(b, k, -1).double()
+        wanted = errors.reshape(b, k, -1).double() * weights.double()[..., None]
+        rows = torch.stack([given, wanted], dim=2)  # (b, k, 2, ...); squares are subtracted
+        products = (rows @ rows.mT).cpu().numpy()
+        self.is_finite = np.isfinite(products).all(axis=(1, 2, 3))
+        products = np.where(self.is_finite[:, None, None, None], products, 0)
+        squares, overlaps = products[..., 0, 0], products[..., 0, 1]
+        wanted_squares = products[..., 1, 1]
+        self.scales = overlaps.sum(1) / np.maximum(wanted_squares.sum(1), 1e-60)
+        scale = self.scales[:, None]
+        missed_squares = squares - 2 * scale * overlaps + scale**2 * wanted_squares
+        self.of_gradients, self.of_errors = np.sqrt(squares), np.sqrt(wanted_squares)
+        tolerance = _TOLERANCE_HALF if half else _TOLERANCE
+        allowed = tolerance * scale * self.of_errors + _TINY * scale
+        allowed += _UNDERFLOW_HALF if half else 0.0
+        self.rows_fit = np.sqrt(np.maximum(missed_squares, 0)) <= allowed
 
 
 def _what_differs(

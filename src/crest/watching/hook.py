@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from crest.own_passes import in_own_pass
+from crest.watching.bundle import Bundle, Fit
 from crest.watching.calls import Call, HandedOut, example_rows
 from crest.watching.evidence import find_by_inputs
 from crest.watching.guard import Verdict, compare
 from crest.watching.reasons import Reasons
 from crest.watching.replay import CannotReplay, Replay
-from crest.watching.tap import register_tap, tapped_output
+from crest.watching.tap import register_tap, tapped_output, unregister_tap
 
 __all__ = ["Watch"]
 
@@ -33,19 +34,11 @@ _MOST_TRIES = 16  # batches that a gradient is compared with
 _FEW_TRIES = 2  # once as many calls in a row fitted none
 _SURE = 1e-2  # chance below which labels alone tell a batch
 
-_HALF = (torch.bfloat16, torch.float16)
+_LEAF = tree_flatten(None)[1]  # how a tensor by itself is nested
 
-File = Callable[[Tensor, Tensor, Tensor], None]
+_REGULAR = 8  # batches in a row that fit, before calls wait for each other
 
-
-class _Fit:
-    """A batch that a gradient was found to be of."""
-
-    def __init__(
-        self, one: HandedOut, start: int, losses: Tensor, errors: Tensor, scale: float
-    ) -> None:
-        self.one, self.start = one, start
-        self.losses, self.errors, self.scale = losses, errors, scale
+File = Callable[[int, Tensor, Tensor, Tensor], None]
 
 
 class Watch:
@@ -59,7 +52,7 @@ class Watch:
     Args:
         model: The model that the loop calls, compiled or wrapped as it is there.
         replay: Computes losses and derivatives from an output.
-        file: Is given indices, losses and derivatives of examples that were trained on.
+        file: Is given steps taken, and indices, losses and derivatives of trained examples.
     """
 
     def __init__(self, model: nn.Module, replay: Replay, file: File) -> None:
@@ -75,38 +68,60 @@ class Watch:
         self._depth = 0  # of modules with a hook that are running
         self._last = 0  # number of the batch taken in last
         self._in_vain = 0  # calls in a row that fitted no batch
+        self._in_a_row = 0  # batches that fitted since one did not
+        self._bundle = Bundle(replay)
         self._scale: float | None = None
         self._reasons = Reasons()
-        self._number = register_tap(self)
         self._handles: list[Any] = []
-        for module in _and_what_it_wraps(model):
+        modules = _and_what_it_wraps(model)
+        self._number = register_tap(modules[-1], self)
+        for module in modules:
             self._hook(module)
+        weakref.finalize(self, _remove, self._handles)
 
-    def hand_out(self, indices: Tensor, weights: Tensor, batch: Any) -> None:
+    def hand_out(self, step: int, indices: Tensor, weights: Tensor, batch: Any) -> None:
         """Hear of a batch that the loop gets now.
 
         Args:
+            step: Optimizer steps taken with it.
             indices: Of its examples, int64, shape (m,).
             weights: Of its examples, shape (m,).
             batch: Without weights.
         """
         self.handed_out += 1
-        self._waiting.append(HandedOut(self.handed_out, indices, weights, batch))
+        self._waiting.append(HandedOut(self.handed_out, step, indices, weights, batch))
         if len(self._waiting) > _MOST_WAITING:
             self._waiting.popleft()
 
     def settle(self) -> None:
-        """File what came back since the last time, in the order of the forward passes."""
+        """File what came back, in the order of the forward passes."""
+        self.look()
+        self._take_bundle()
+
+    def look(self) -> None:
+        """Tell which batches gradients are of that came back; most are filed some steps later."""
         calls, self._arrived = sorted(self._arrived, key=lambda call: call.number), []
         for call in calls:
-            self._match(call)
+            found = find_by_inputs(call, [*reversed(self._waiting), *reversed(self._recent)])
+            if found is not None:
+                one, start = found
+                if one.taken[start : start + call.num_rows].all():
+                    continue  # seen before: a second forward of the same batch, as SAM has it
+                if self._in_a_row >= _REGULAR and start == 0 and self._bundle.add(call, one):
+                    self._check_off(one, slice(None))
+                    continue
+            self._take_bundle()
+            self._match(call, found)
+        if self._bundle.is_full:
+            self._take_bundle()
         while self._waiting and self._waiting[0].number < self._last - _BEHIND:
             self._waiting.popleft()
 
     @property
     def missed(self) -> int:
         """How many batches can no longer be taken in."""
-        return int(self.handed_out - self.taken_in) - len(self._waiting)
+        pending = len(self._waiting) + len(self._bundle)
+        return int(self.handed_out - self.taken_in) - pending
 
     @property
     def unseen_batch(self) -> Any:
@@ -128,9 +143,8 @@ class Watch:
 
     def close(self) -> None:
         """Remove the hooks."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        _remove(self._handles)
+        unregister_tap(self._number, self)
 
     # What the hooks tell
 
@@ -150,7 +164,7 @@ class Watch:
             return
         if in_own_pass() or not torch.is_grad_enabled():
             return
-        leaves, spec = tree_flatten(output)
+        leaves, spec = ([output], _LEAF) if isinstance(output, Tensor) else tree_flatten(output)
         where = [
             i
             for i, leaf in enumerate(leaves)
@@ -187,46 +201,52 @@ class Watch:
             self._arrived.append(call)
         call.gradients.setdefault(leaf, []).append(gradient.detach().clone())
 
-    def tap_forward(self, output: Tensor, inputs: list[Tensor], *, names_logits: bool) -> int:
+    def tap_forward(
+        self, call: int, output: Tensor, inputs: list[Tensor], *, names_logits: bool
+    ) -> bool:
         """Hear of an output inside a compiled graph.
 
         Args:
+            call: Its number.
             output: Of the model, its logits where it was a mapping.
             inputs: Tensors that the model was called with.
             names_logits: Whether it was a mapping.
 
         Returns:
-            A number for the call, 0 for none.
+            Whether it may be a pass of training.
         """
         if in_own_pass() or not self._waiting or self._depth:
-            return 0
-        leaves, spec = tree_flatten(output.detach().clone())
-        call = self._new_call(leaves, spec, [0], [given.detach() for given in inputs])
-        call.names_logits = names_logits
-        self._tapped[call.number] = call
+            return False
+        seen = self._new_call(
+            [output.detach().clone()], _LEAF, [0], [given.detach() for given in inputs]
+        )
+        seen.names_logits = names_logits
+        self._tapped[call] = seen
         while len(self._tapped) > _MOST_WAITING:
             del self._tapped[next(iter(self._tapped))]
-        return call.number
+        return True
 
-    def tap_backward(self, number: int, gradient: Tensor) -> None:
+    def tap_backward(self, call: int, gradient: Tensor) -> None:
         """Hear of a gradient inside a compiled graph.
 
         Args:
-            number: Of the call.
+            call: Its number.
             gradient: Of its output.
         """
-        call = self._tapped.pop(number, None)
-        if call is not None:
-            self._arrive(call, 0, gradient)
+        seen = self._tapped.pop(call, None)
+        if seen is not None:
+            self._arrive(seen, 0, gradient)
 
     # Which batch it was
 
-    def _match(self, call: Call) -> None:
-        found = find_by_inputs(call, [*reversed(self._waiting), *reversed(self._recent)])
+    def _match(self, call: Call, found: tuple[HandedOut, int] | None) -> None:
+        """Take in the batch that a call was for, if it is one alone.
+
+        Args:
+            call: A forward pass.
+            found: Batch and row that its inputs tell, if they tell one.
+        """
         if found is not None:
-            one, start = found
-            if one.taken[start : start + call.num_rows].all():
-                return  # seen before: a second forward of the same batch, as SAM has it
             candidates = [found]
         else:
             most = _MOST_TRIES if self._in_vain < _MOST_TRIES else _FEW_TRIES
@@ -236,7 +256,7 @@ class Watch:
         fits, best = [], Verdict("unseen", "", -2.0)
         for one, start in candidates:
             fit = self._try(call, one, start)
-            if isinstance(fit, _Fit):
+            if isinstance(fit, Fit):
                 fits.append(fit)
             elif fit.share > best.share:
                 best = fit
@@ -246,24 +266,44 @@ class Watch:
         elif len(fits) > 1:
             fits, best = [], Verdict("several")
         if fits:
+            one, start = fits[0].one, fits[0].start
+            self._check_off(one, slice(start, start + call.num_rows))
             self._take_in(fits[0])
         elif candidates and best.reason is not None:
-            self._in_vain += 1
-            self._reasons.add(best.reason, best.note)
+            self._refuse(best.reason, best.note)
 
-    def _take_in(self, fit: _Fit) -> None:
+    def _take_bundle(self) -> None:
+        """Take in the batches that waited for each other."""
+        for call, one, fit in self._bundle.take():
+            found: Fit | Verdict = self._try(call, one, 0) if fit is None else fit
+            if isinstance(found, Fit):
+                self._take_in(found)
+            elif found.reason is not None:
+                self._refuse(found.reason, found.note)
+
+    def _take_in(self, fit: Fit) -> None:
         one, k = fit.one, len(fit.losses)
-        rows = slice(fit.start, fit.start + k)
-        self._file(one.indices[rows], fit.losses, fit.errors)
+        self._file(one.step, one.indices[fit.start : fit.start + k], fit.losses, fit.errors)
         self.taken_in += k / len(one.indices)
-        self._last, self._in_vain, self._scale = one.number, 0, fit.scale
+        self._in_vain, self._scale = 0, fit.scale
+        self._in_a_row += 1
+        if one.taken.all():
+            one.forget_batch()
+
+    def _refuse(self, reason: str, note: str) -> None:
+        self._in_vain += 1
+        self._in_a_row = 0
+        self._reasons.add(reason, note)
+
+    def _check_off(self, one: HandedOut, rows: slice) -> None:
+        """Wait for some rows of a batch no longer."""
+        self._last = one.number
         one.taken[rows] = True
         if one.taken.all():
             self._waiting.remove(one)
-            one.forget_batch()
             self._recent.append(one)
 
-    def _try(self, call: Call, one: HandedOut, start: int) -> _Fit | Verdict:
+    def _try(self, call: Call, one: HandedOut, start: int) -> Fit | Verdict:
         """Compare the gradient of a call with that of some rows of a batch."""
         k, m = call.num_rows, len(one.indices)
         if k + start > m:
@@ -275,7 +315,6 @@ class Watch:
         except CannotReplay as error:
             return Verdict("replay", str(error), -1.0)
         weights = one.weights[start : start + k].to(losses.device)
-        half = any(call.leaves[i].dtype in _HALF for i in call.where)
         filed: Tensor | None = None
         scale = 0.0
         for i, errors in zip(call.where, all_errors, strict=True):
@@ -287,7 +326,7 @@ class Watch:
             if len(gradients) > 1:  # several backward passes: one of them, or all together
                 gradients = [*gradients, torch.stack(gradients).sum(0)]
             verdicts = [
-                compare(gradient, errors, weights, half=half, known_scale=self._scale)
+                compare(gradient, errors, weights, half=call.is_half, known_scale=self._scale)
                 for gradient in gradients
             ]
             verdict = max(verdicts, key=lambda one: (one.reason is None, one.share))
@@ -297,9 +336,9 @@ class Watch:
                 filed, scale = errors, verdict.scale
         if filed is None:
             return Verdict("replay", "its losses do not depend on the output", -1.0)
-        return _Fit(one, start, losses, filed, scale)
+        return Fit(one, start, losses, filed, scale)
 
-    def _is_telling(self, call: Call, fit: _Fit) -> bool:
+    def _is_telling(self, call: Call, fit: Fit) -> bool:
         """Tell whether another batch of such labels would hardly fit by chance.
 
         Without evidence from inputs it is the labels that tell; those turned by one row show how
@@ -370,6 +409,13 @@ def _is_traced() -> bool:
     return bool(torch._C._get_tracing_state()) or torch.compiler.is_exporting()
 
 
+def _remove(handles: list[Any]) -> None:
+    for handle in handles:
+        handle.remove()
+    handles.clear()
+
+
 def _tensors(arguments: Any, keywords: Any) -> list[Tensor]:
-    leaves = tree_flatten((arguments, keywords))[0]
+    is_flat = not keywords and all(isinstance(given, Tensor) for given in arguments)
+    leaves = arguments if is_flat else tree_flatten((arguments, keywords))[0]
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim]

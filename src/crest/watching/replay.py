@@ -22,6 +22,9 @@ class CannotReplay(Exception):
 class Replay:
     """Computes what training computed, from the output that training saw.
 
+    Attributes:
+        takes_model: As the argument.
+
     Args:
         model: The model.
         loss_fn: One loss per example.
@@ -33,7 +36,7 @@ class Replay:
     ) -> None:
         self._model = model
         self._loss_fn = loss_fn
-        self._takes_model = takes_model
+        self.takes_model = takes_model
 
     def __call__(self, call: Call, batch: Any) -> tuple[Tensor, list[Tensor | None]]:
         """Compute losses, and their derivatives by the outputs.
@@ -72,7 +75,7 @@ class Replay:
             raise CannotReplay(f"{type(error).__name__}: {error}"[:200]) from error
 
     def _losses(self, output: Any, batch: Any) -> Tensor:
-        if not self._takes_model:
+        if not self.takes_model:
             return self._loss_fn(output, batch[1])
         stand_in = _StandIn(self._model, output)
         losses = self._loss_fn(stand_in, batch)

@@ -6,50 +6,72 @@ forward hook puts one on the output of the model while it is traced.
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["register_tap", "tapped_output"]
+__all__ = ["register_tap", "tapped_output", "unregister_tap"]
 
-_LOGITS = 1 << 30  # added to a watch's number where its output is a mapping
+_LOGITS = 1 << 30  # added to the number of a model where its output is a mapping
 
 
 class Tappable(Protocol):
     """What a tap tells."""
 
-    def tap_forward(self, output: Tensor, inputs: list[Tensor], *, names_logits: bool) -> int:
-        """Hear of an output, and give the call a number; 0 to hear no more of it."""
+    def tap_forward(
+        self, call: int, output: Tensor, inputs: list[Tensor], *, names_logits: bool
+    ) -> bool:
+        """Hear of an output, and say whether to hear of its gradient."""
         ...
 
-    def tap_backward(self, number: int, gradient: Tensor) -> None:
+    def tap_backward(self, call: int, gradient: Tensor) -> None:
         """Hear of the gradient of a call."""
         ...
 
 
-_WATCHES: list[weakref.ref[Any]] = []
+_NUMBERS: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+_WATCHES: list[weakref.WeakSet[Any]] = []  # of each model
+_CALLS = itertools.count(1)
 
 
-def register_tap(watch: Tappable) -> int:
-    """Make a watch known to compiled graphs, which hold its number alone.
+def register_tap(model: nn.Module, watch: Tappable) -> int:
+    """Make a watch known to compiled graphs, which hold a number alone.
+
+    A graph outlives the watch that it was traced under. So the number is of the model, and those
+    that watch it later hear from the same graph.
 
     Args:
+        model: Is held weakly.
         watch: Is held weakly.
 
     Returns:
-        Its number.
+        The number of the model.
     """
-    _WATCHES.append(weakref.ref(watch))
-    return len(_WATCHES) - 1
+    number = _NUMBERS.setdefault(model, len(_WATCHES))
+    if number == len(_WATCHES):
+        _WATCHES.append(weakref.WeakSet())
+    _WATCHES[number].add(watch)
+    return number
+
+
+def unregister_tap(number: int, watch: Tappable) -> None:
+    """Let a watch hear no more.
+
+    Args:
+        number: Of the model.
+        watch: One that was registered.
+    """
+    _WATCHES[number].discard(watch)
 
 
 def tapped_output(number: int, inputs: list[Tensor], output: Any) -> Any:
     """Pass an output through the tap, while a model is traced.
 
     Args:
-        number: Of the watch.
+        number: Of the model.
         inputs: Tensors that the model was called with.
         output: A tensor, or a mapping with `logits`.
 
@@ -67,17 +89,12 @@ def tapped_output(number: int, inputs: list[Tensor], output: Any) -> Any:
     return None
 
 
-def _watch(number: int) -> Any:
-    return _WATCHES[number % _LOGITS]()
-
-
 @torch.library.custom_op("crest::tap", mutates_args=())
 def _tap(output: Tensor, inputs: list[Tensor], number: int) -> tuple[Tensor, Tensor]:
-    watch = _watch(number)
-    call = 0
-    if watch is not None:
-        call = watch.tap_forward(output, inputs, names_logits=number >= _LOGITS)
-    return output.clone(), torch.tensor(call)
+    call, heard = next(_CALLS), False
+    for watch in list(_WATCHES[number % _LOGITS]):
+        heard |= watch.tap_forward(call, output, inputs, names_logits=number >= _LOGITS)
+    return output.clone(), torch.tensor(call if heard else 0)
 
 
 @_tap.register_fake
@@ -87,9 +104,9 @@ def _(output: Tensor, inputs: list[Tensor], number: int) -> tuple[Tensor, Tensor
 
 @torch.library.custom_op("crest::tap_back", mutates_args=())
 def _tap_back(gradient: Tensor, call: Tensor, number: int) -> Tensor:
-    watch = _watch(number)
-    if watch is not None:
-        watch.tap_backward(int(call), gradient)
+    heard = int(call)
+    for watch in list(_WATCHES[number % _LOGITS]) if heard else []:
+        watch.tap_backward(heard, gradient)
     return gradient.clone()
 
 

@@ -26,7 +26,7 @@ def plain_step(
     forward: Callable[[Tensor], Tensor],
     optimizer: torch.optim.Optimizer,
     device: torch.device,
-    observe: Observe,
+    observe: Observe | None = None,
 ) -> Step:
     """Make the step that launches each of its operations by itself.
 
@@ -34,7 +34,7 @@ def plain_step(
         forward: From inputs to float32 outputs.
         optimizer: Of the parameters.
         device: Of the model.
-        observe: Hears of each step before its backward pass.
+        observe: Hears of each step before its backward pass; None: nobody.
 
     Returns:
         The step.
@@ -44,7 +44,8 @@ def plain_step(
     def step(inputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         outputs = forward(inputs)
         losses = criterion(outputs, targets.to(device))
-        observe(losses, outputs)
+        if observe is not None:
+            observe(losses, outputs)
         loss = crest.weighted_mean(losses, weights)
         optimizer.zero_grad()
         loss.backward()

@@ -316,7 +316,7 @@ def _make_step(
 ) -> Step:
     """Make the step as the settings say, once the state of the run is what it begins with."""
     if not isinstance(views, ViewRecipes):
-        return plain_step(forward, run.optimizer, run.device, run.loader.observe)
+        return plain_step(forward, run.optimizer, run.device)  # the loader watches
     learns = {"losses", "outputs"} & {*settings.entry.needs}
     observe = run.loader.observe if learns else None
     inputs = views.of_first(settings.batch_size)
