@@ -82,7 +82,7 @@
     if (size >= 1e4) return `${+(value / 1e3).toPrecision(3)}k`;
     return String(+value.toPrecision(3));
   }
-  const W = 420, H = 230, LEFT = 50, RIGHT = 12, TOP = 10, BOTTOM = 34;
+  const W = 420, H = 230, LEFT = 50, RIGHT = 20, TOP = 10, BOTTOM = 34;
   function frame(label, x, y, xName, form = compact) {
     const svg = draw("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": label });
     for (const at of ticks(...y.domain)) {
@@ -130,8 +130,8 @@
     const svg = draw("svg", { viewBox: `0 0 ${W} ${height}`, role: "img", "aria-label": label });
     entries.forEach(([name, value, text], k) => {
       svg.append(draw("text", { x: 78, y: 26 * k + 21, "text-anchor": "end" }, name));
-      svg.append(draw("rect", { x: 86, y: 26 * k + 8, width: Math.max((W - 220) * value / most, 1), height: 18, fill: COLORS[k % 4] }));
-      svg.append(draw("text", { x: 92 + (W - 220) * value / most, y: 26 * k + 21 }, text));
+      svg.append(draw("rect", { x: 86, y: 26 * k + 8, width: Math.max((W - 255) * value / most, 1), height: 18, fill: COLORS[k % 4] }));
+      svg.append(draw("text", { x: 92 + (W - 255) * value / most, y: 26 * k + 21 }, text));
     });
     return svg;
   }
@@ -305,7 +305,7 @@
     byId("cards").replaceChildren(...indices.slice(0, MOST_CARDS).map((index) => {
       const facts = [];
       if (score && !Number.isNaN(score[index])) facts.push(`score ${score[index].toFixed(2)}`);
-      if (times) facts.push(`${times[index]} times`);
+      if (times) facts.push(times[index] === 1 ? "once" : `${times[index]} times`);
       return make("button", { type: "button", class: "card", "aria-label": `Example ${index}: details`, on: { click: () => showDetail(index) } }, drawn(index), labels(index), make("span", { class: "meta", text: facts.join(" · ") }));
     }));
   }
