@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -95,7 +96,7 @@ class Feed:
             if self._is_told or not self._listens:
                 return
             replay = Replay(self._model, self._loss_fn, takes_model=self._observer.takes_model)
-            self.watch = Watch(self._model, replay, self._pass_on)
+            self.watch = Watch(self._model, replay, _Weakly(self))
         self.watch.hand_out(self._ledger.step, planned.indices, planned.weights, batch)
 
     def settle(self) -> None:
@@ -190,6 +191,18 @@ class Feed:
             cast(LearnsFromTraining, self._planner).observe(indices, losses)
         if errors is not None and self._learns_gradients:
             cast(RemembersGradients, self._planner).remember(indices, errors)
+
+
+class _Weakly:
+    """Passes on what a watch files, but does not keep the feed, which keeps the watch."""
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = weakref.ref(feed)
+
+    def __call__(self, step: int, indices: Tensor, losses: Tensor, errors: Tensor) -> None:
+        feed = self._feed()
+        if feed is not None:
+            feed._pass_on(step, indices, losses, errors)
 
 
 def _to_tell(seen: Seen) -> tuple[int, Tensor, Tensor, Tensor | None]:

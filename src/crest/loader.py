@@ -7,6 +7,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
+from weakref import proxy
 
 import torch
 from torch import Tensor, nn
@@ -195,7 +196,8 @@ class CoresetLoader(Insight, NotCopied):
         holds = selection_dataset is None
         self._region = OpenRegion(reader, self._examples, self.history, ranks, trains_on_held=holds)
         task = make_task(train_loader, options, self._plan_generator, self._examples.labels, ranks)
-        self._task = dataclasses.replace(task, explain_silence=lambda: self._feed.explain())
+        this = proxy(self)  # no cycle: the last reference ends the workers
+        self._task = dataclasses.replace(task, explain_silence=lambda: this._feed.explain())
         self._planner = options.strategy.start(self._task)
         name = type(options.strategy).__name__
         self._feed = Feed(self._planner, self._ledger, model, self.observer, loss_fn, name, ranks)
