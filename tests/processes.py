@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import io
 import multiprocessing
+import os
+import sys
 import tempfile
 import traceback
 import warnings
@@ -47,6 +49,11 @@ def run_on(world, function, *arguments, timeout=20.0):
 def _run(sender, store, rank, world, timeout, function, arguments):
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    told |= {"MASTER_ADDR": "localhost", "MASTER_PORT": 0, "TORCHELASTIC_RUN_ID": "tests"}
+    os.environ.update({name: str(value) for name, value in told.items()})
+    if "accelerate" in sys.modules:  # the parent may have been one by itself
+        sys.modules["accelerate"].state.AcceleratorState._reset_state(True)
     distributed.init_process_group(
         "gloo",
         init_method=store,

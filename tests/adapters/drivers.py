@@ -7,7 +7,7 @@ import warnings
 from typing import Any, NamedTuple
 
 import torch
-from torch import distributed, nn
+from torch import nn
 from torch.nn import functional
 from torch.utils import _pytree
 from torch.utils.data import DataLoader, Dataset
@@ -23,6 +23,7 @@ class Case(NamedTuple):
     form: str = "dict"
     accumulation: int = 1
     workers: int = 0
+    world: int = 1
 
 
 class Output(dict):
@@ -144,7 +145,6 @@ class Run:
                     optimizer.zero_grad()
 
     def ddp(self):
-        assert distributed.get_world_size() > 1
         self.plain(nn.parallel.DistributedDataParallel(self.net))
 
     def accelerate(self):
@@ -222,6 +222,8 @@ class Run:
 
         Trainer(
             accelerator="cpu",
+            devices=self.case.world,
+            strategy="ddp" if self.case.world > 1 else "auto",
             max_epochs=self.epochs,
             accumulate_grad_batches=self.case.accumulation,
             logger=False,

@@ -3,8 +3,8 @@
 `PYTHONPATH=tests python tests/adapters/test_drivers.py` writes the table of docs/frameworks.md.
 """
 
+import importlib
 import itertools
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,28 +20,38 @@ NAMES = {
     "accelerate": "Accelerate",
     "hf_trainer": "Hugging Face Trainer",
     "lightning": "Lightning",
-    "ddp": "DDP, 2 processes",
+    "ddp": "DistributedDataParallel",
 }
 FORMS = ("tuple", "dict", "BatchEncoding")
 
 CASES = [
-    Case(driver, form, accumulation, workers)
+    Case(driver, form, accumulation, workers, world)
     for driver in NAMES
+    for world in ((2,) if driver == "ddp" else (1,) if driver == "plain" else (1, 2))
     for form, (accumulation, workers) in itertools.product(FORMS, [(1, 0), (4, 0), (4, 2)])
     if not (driver == "hf_trainer" and form == "tuple")  # its batches are mappings
     if not (workers and form != "dict")  # the workers know nothing of the form
+    if not (world > 1 and driver != "ddp" and (workers or form != "dict"))
 ]
 
 
 def name(case):
-    return f"{case.driver}-{case.form}-accumulation {case.accumulation}-workers {case.workers}"
+    ending = f" on {case.world}" if case.driver != "ddp" and case.world > 1 else ""
+    return (
+        f"{case.driver}-{case.form}-accumulation {case.accumulation}-workers {case.workers}{ending}"
+    )
 
 
 def skip_without(case):
-    needed = {NEEDS.get(case.driver), "transformers" if case.form == "BatchEncoding" else None}
-    for package in needed - {None}:
-        if find_spec(package) is None:
-            pytest.skip(f"{package} is not installed")
+    """Imports what is needed, too: once here, and not again in each process."""
+    if case.driver in NEEDS:
+        pytest.importorskip(NEEDS[case.driver])
+        importlib.import_module(f"crest.adapters.{case.driver}")
+    if case.form == "BatchEncoding":
+        pytest.importorskip("transformers")
+
+
+STRATEGIES = [crest.RememberedGradients(), crest.GreedyMiniBatch()]
 
 
 def results(case, strategy):
@@ -52,10 +62,6 @@ def results(case, strategy):
     return planned, seen, None if known is None else known.values, run.errors()
 
 
-def run_case(case, strategy):
-    return run_on(2 if case.driver == "ddp" else 1, results, case, strategy)
-
-
 @pytest.mark.parametrize("case", CASES, ids=name)
 def test_what_is_filed_and_each_weight_belong_to_their_example(case):
     skip_without(case)
@@ -63,8 +69,8 @@ def test_what_is_filed_and_each_weight_belong_to_their_example(case):
 
 
 def check(case):
-    for strategy in (crest.RememberedGradients(), crest.GreedyMiniBatch()):
-        answers = run_case(case, strategy)
+    for strategy in STRATEGIES:
+        answers = run_on(case.world, results, case, strategy)
         planned, world = answers[0][0], len(answers)
         assert all(answer[0] == planned for answer in answers)
         assert len(answers[0][1]) == EPOCHS * N // M // world
@@ -82,12 +88,12 @@ def check(case):
 
 def table():
     """What works where, as docs/frameworks.md has it."""
-    rows = ["| loop | batches | accumulation | workers |", "|---|---|---|---|"]
+    rows = ["| loop | batches | accumulation | workers | processes |", "|---|---|---|---|---|"]
     for driver, label in NAMES.items():
         cases = [case for case in CASES if case.driver == driver]
         cells = [
             ", ".join(dict.fromkeys(str(getattr(case, field)) for case in cases))
-            for field in ("form", "accumulation", "workers")
+            for field in ("form", "accumulation", "workers", "world")
         ]
         rows.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(rows)

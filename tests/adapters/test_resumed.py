@@ -17,10 +17,10 @@ def parameters(model):
 class Dropping(nn.Module):
     """Draws from the random states in training."""
 
-    def __init__(self):
+    def __init__(self, dropout=0.2):
         super().__init__()
         torch.manual_seed(0)
-        self.layers = nn.Sequential(nn.Linear(20, 8), nn.Dropout(0.2), nn.Linear(8, 5))
+        self.layers = nn.Sequential(nn.Linear(20, 8), nn.Dropout(dropout), nn.Linear(8, 5))
 
     def forward(self, inputs, labels=None):
         from transformers.modeling_outputs import SequenceClassifierOutput
@@ -34,7 +34,7 @@ DATA = [
 ]
 
 
-def hf(folder, *, accumulation=1, resume=None, **more):
+def hf(folder, *, accumulation=1, resume=None, batch_size=8, dropout=0.2, rank=0, **more):
     from transformers import TrainingArguments
 
     from crest.adapters.hf_trainer import CoresetTrainer
@@ -42,11 +42,11 @@ def hf(folder, *, accumulation=1, resume=None, **more):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = CoresetTrainer(
-            model=Dropping(),
+            model=Dropping(dropout),
             args=TrainingArguments(
                 str(folder),
                 num_train_epochs=4,
-                per_device_train_batch_size=8,
+                per_device_train_batch_size=batch_size,
                 gradient_accumulation_steps=accumulation,
                 learning_rate=0.05,
                 save_strategy="steps",
@@ -59,6 +59,7 @@ def hf(folder, *, accumulation=1, resume=None, **more):
             train_dataset=DATA,
             coreset={"strategy": crest.OnlineSelection(), "budget": 0.5},
         )
+        torch.manual_seed(rank)
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     return trainer
 
@@ -113,7 +114,7 @@ def test_wrong_kinds_are_refused():
         CoresetTrainer(model=Dropping(), compute_loss_func=CRITERION)
 
 
-def fit(folder, *, resume=None, epochs=4):
+def fit(folder, *, resume=None, epochs=4, batch_size=8, dropout=0.2, world=1, rank=0):
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -123,14 +124,14 @@ def fit(folder, *, resume=None, epochs=4):
         def __init__(self):
             super().__init__()
             torch.manual_seed(0)
-            self.net = nn.Sequential(nn.Linear(20, 8), nn.Dropout(0.2), nn.Linear(8, 5))
+            self.net = nn.Sequential(nn.Linear(20, 8), nn.Dropout(dropout), nn.Linear(8, 5))
 
         def train_dataloader(self):
             return make_loader(
                 crest.OnlineSelection(),
                 model=self.net,
                 dataset=torch.utils.data.TensorDataset(*make_tensors(96)),
-                batch_size=8,
+                batch_size=batch_size,
                 budget=0.5,
             )
 
@@ -143,18 +144,21 @@ def fit(folder, *, resume=None, epochs=4):
 
     module = Module()
     saves = ModelCheckpoint(
-        folder, filename="{step}", every_n_train_steps=3, save_top_k=-1, save_last=False
+        folder, filename="{step}", every_n_train_steps=3 - world + 1, save_top_k=-1, save_last=False
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = Trainer(
             accelerator="cpu",
+            devices=world,
+            strategy="ddp" if world > 1 else "auto",
             max_epochs=epochs,
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             callbacks=[CoresetCallback(), saves],
         )
+        torch.manual_seed(rank)
         trainer.fit(module, ckpt_path=resume)
     return trainer, module
 
@@ -187,42 +191,49 @@ def test_a_callback_without_its_loader_is_refused(tmp_path):
             trainer.fit(BoringModel())
 
 
-def test_accelerate_accumulates_saves_and_goes_on(tmp_path):
-    accelerate = pytest.importorskip("accelerate")
+def accelerated(folder, end, *, stop_at=None, resume=False, batch_size=16):
+    from accelerate import Accelerator
+
     from crest.adapters.accelerate import prepare
 
-    def train(steps=None, resume=False):
-        accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=4)
-        torch.manual_seed(0)
-        net = nn.Linear(20, 5)
-        loader = prepare(
-            accelerator,
-            make_loader(
-                crest.OnlineSelection(), model=net, batch_size=16, budget=1.0, accumulation_steps=4
-            ),
-        )
-        model, optimizer = accelerator.prepare(net, torch.optim.SGD(net.parameters(), lr=0.1))
-        if resume:
-            accelerator.load_state(tmp_path)
-        taken = loader.history.steps
-        while taken < 21:
-            for inputs, labels, weights in loader:
-                with accelerator.accumulate(model):
-                    losses = CRITERION(model(inputs), labels)
-                    accelerator.backward(crest.weighted_mean(losses, weights))
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    taken += accelerator.sync_gradients
-                if taken == steps:
-                    accelerator.save_state(tmp_path)
-                    return None
-        return parameters(net), taken
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
+    torch.manual_seed(0)
+    net = nn.Linear(20, 5)
+    loader = prepare(
+        accelerator,
+        make_loader(
+            crest.OnlineSelection(),
+            model=net,
+            batch_size=batch_size,
+            budget=1.0,
+            accumulation_steps=4,
+        ),
+    )
+    model, optimizer = accelerator.prepare(net, torch.optim.SGD(net.parameters(), lr=0.1))
+    if resume:
+        accelerator.load_state(folder)
+    taken = loader.history.steps
+    while taken < end:
+        for inputs, labels, weights in loader:
+            with accelerator.accumulate(model):
+                losses = CRITERION(model(inputs), labels)
+                accelerator.backward(crest.weighted_mean(losses, weights))
+                optimizer.step()
+                optimizer.zero_grad()
+                taken += accelerator.sync_gradients
+            if taken == stop_at:
+                accelerator.save_state(folder)
+                return None
+    return net, taken, loader
 
-    unbroken, taken = train()
+
+def test_accelerate_accumulates_saves_and_goes_on(tmp_path):
+    pytest.importorskip("accelerate")
+    unbroken, taken, _ = accelerated(tmp_path, 21)
     assert taken == 21  # 25 batches an epoch: the last group of each has one
-    train(steps=9)
-    resumed, _ = train(resume=True)
-    assert torch.equal(resumed, unbroken)
+    accelerated(tmp_path, 21, stop_at=9)
+    resumed, _, _ = accelerated(tmp_path, 21, resume=True)
+    assert torch.equal(parameters(resumed), parameters(unbroken))
 
 
 def test_accelerate_and_loader_accumulate_alike():

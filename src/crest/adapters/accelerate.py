@@ -65,12 +65,15 @@ class PreparedLoader:
         return getattr(self._loader, name)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the loader, for `accelerator.save_state`."""
-        return self._loader.state_dict()
+        """Return the state of the loader, for `accelerator.save_state`; all processes call it."""
+        state = self._loader.state_dict()
+        # Accelerate keeps what the first process returns.
+        return {**state, "seen_by_each": self._loader._ranks.gather("a state", state["seen"])}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
-        self._loader.load_state_dict(state)
+        """Continue from what `state_dict` returned, this process from what it had seen itself."""
+        seen = state.get("seen_by_each", ())[self._loader._ranks.rank :]
+        self._loader.load_state_dict({**state, "seen": seen[0]} if seen else state)
 
 
 def prepare(accelerator: Accelerator, loader: CoresetLoader) -> PreparedLoader:
@@ -87,7 +90,8 @@ def prepare(accelerator: Accelerator, loader: CoresetLoader) -> PreparedLoader:
 
     Raises:
         TypeError: If an argument is of a wrong kind.
-        ValueError: If the accelerator accumulates over another number of batches than the loader.
+        ValueError: If the accelerator accumulates over another number of batches than the loader,
+            or is of another number of processes.
     """
     check("accelerator", accelerator, _ACCELERATOR)
     check("loader", loader, _LOADER)
@@ -96,6 +100,13 @@ def prepare(accelerator: Accelerator, loader: CoresetLoader) -> PreparedLoader:
         raise ValueError(
             f"accumulation_steps of the loader must be that of the accelerator, {steps}; got "
             f"{own}. Give both the same."
+        )
+    world = loader._ranks.world
+    if loader._options.shard and accelerator.num_processes != world:
+        raise ValueError(
+            f"the loader must be made for as many processes as the accelerator has, "
+            f"{accelerator.num_processes}; got {world}. Make the Accelerator first, and start the "
+            "processes by accelerate launch or torchrun."
         )
     prepared = PreparedLoader(accelerator, loader)
     accelerator.register_for_checkpointing(prepared)

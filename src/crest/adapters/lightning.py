@@ -13,6 +13,8 @@ from crest.loader import CoresetLoader
 
 __all__ = ["CoresetCallback"]
 
+_ENTRY = "crest"
+
 
 class CoresetCallback(Callback):
     """Keeps the global random states in checkpoints, and logs what was selected.
@@ -20,51 +22,41 @@ class CoresetCallback(Callback):
     Nothing is subclassed: return a `CoresetLoader` from `train_dataloader()`, where the processes
     of a run are known, and Lightning keeps its state. With this callback a run that is resumed goes
     on bit for bit where something draws from the random states of torch, NumPy or Python, as
-    dropout does. The progress bar and the logger get `crest_cost`, the cost of the run so far in
-    steps of random batches, and `crest_updates`, how often examples were picked anew.
+    dropout does, and on several processes, of which Lightning keeps the state of the first alone:
+    each gets back its random states, and what it had seen of training. The progress bar and the
+    logger get `crest_cost`, the cost of the run so far in steps of random batches, and
+    `crest_updates`, how often examples were picked anew.
 
     Raises:
         TypeError: At the start of training, if there is no `CoresetLoader`.
     """
 
     def __init__(self) -> None:
-        self._states: dict[str, Any] | None = None
+        self._of_each: list[dict[str, Any]] = []
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the random states, tensors and primitives."""
-        version, words, gauss = random.getstate()
-        of_numpy: Any = np.random.get_state()
-        name, keys, position, has_gauss, cached = of_numpy
-        return {
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "numpy": [
-                str(name),
-                torch.from_numpy(keys.astype(np.int64)),
-                position,
-                has_gauss,
-                cached,
-            ],
-            "python": [version, list(words), gauss],
-        }
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put what each process needs into a checkpoint, tensors and primitives."""
+        loader = trainer.train_dataloader
+        if isinstance(loader, CoresetLoader):  # there is none in a validation by itself
+            loader._feed.settle()
+            own = {"seen": loader._feed.state_dict(), **_random_states()}
+            checkpoint[_ENTRY] = loader._ranks.gather("a checkpoint", own)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep states to go on from when training starts."""
-        self._states = state_dict
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep what was put there until training starts."""
+        self._of_each = checkpoint.get(_ENTRY, [])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on from the random states of a checkpoint."""
-        _loader_of(trainer)
-        if self._states is None:
-            return
-        states, self._states = self._states, None
-        torch.set_rng_state(states["torch"].cpu())
-        if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
-        name, keys, *rest = states["numpy"]
-        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-        version, words, gauss = states["python"]
-        random.setstate((version, tuple(words), gauss))
+        """Go on from what this process put into the checkpoint."""
+        loader = _loader_of(trainer)
+        own, self._of_each = self._of_each[loader._ranks.rank :], []
+        if own:
+            loader._feed.load_state_dict(own[0]["seen"])
+            _set_random_states(own[0])
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
@@ -73,6 +65,28 @@ class CoresetCallback(Callback):
         history = _loader_of(trainer).history
         found = {"crest_cost": history.cost, "crest_updates": float(history.updates)}
         pl_module.log_dict(found, prog_bar=True)
+
+
+def _random_states() -> dict[str, Any]:
+    version, words, gauss = random.getstate()
+    of_numpy: Any = np.random.get_state()
+    name, keys, *rest = of_numpy
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), *rest],
+        "python": [version, list(words), gauss],
+    }
+
+
+def _set_random_states(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"].cpu())
+    if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words), gauss))
 
 
 def _loader_of(trainer: Trainer) -> CoresetLoader:
