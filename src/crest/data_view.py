@@ -263,6 +263,27 @@ class DataView:
         seeds: list[int] = torch.randint(_SEEDS, (count,), generator=self._generator).tolist()
         return seeds
 
+    def check_labels(self, saved: Tensor) -> None:
+        """Refuse a checkpoint of other labels than the loader was told.
+
+        Args:
+            saved: `labels` of the checkpoint.
+
+        Raises:
+            ValueError: If an example has another one, which tells that the data set has changed.
+        """
+        if self._reads_labels or saved.shape != self.labels.shape:
+            return
+        others = (saved != self.labels) & (saved != UNKNOWN_CLASS) & (self.labels != UNKNOWN_CLASS)
+        if others.any():
+            first = int(others.nonzero()[0])
+            raise ValueError(
+                f"labels must be those of the checkpoint; {int(others.sum())} examples have "
+                f"another one, such as example {first}: {int(saved[first])} then, "
+                f"{int(self.labels[first])} now. Make a new loader for other data, or give the "
+                "data set its order back."
+            )
+
     def state_dict(self) -> dict[str, Any]:
         """Return which views are held: they are read again, not stored."""
         return {

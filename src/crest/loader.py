@@ -201,7 +201,7 @@ class CoresetLoader(Insight, NotCopied):
         self._planner = options.strategy.start(self._task)
         name = type(options.strategy).__name__
         self._feed = Feed(self._planner, self._ledger, model, self.observer, loss_fn, name, ranks)
-        self._training = ParameterWatch(model)
+        self._training = ParameterWatch(model, options.accumulation_steps)
         self._first = FirstBatch(self.observer, self.history)
         self._total = 0  # batches of the run handed out
 
@@ -419,7 +419,7 @@ class CoresetLoader(Insight, NotCopied):
         }
 
     def _fetch(self) -> tuple[MiniBatch, Any]:
-        self._training.look()
+        self._training.look(self._epoch.position)
         if self._region.is_used_up:
             self._plan()
         planned, batch = self._region.fetch()

@@ -200,6 +200,8 @@ def check_state(
         check_same(name, state["settings"].get(name), settings.get(name))
     orders = parts["order_generators"].state_dict()
     check_same("generators of the order", len(state["order_generators"]), len(orders))
+    examples: Any = parts["examples"]
+    examples.check_labels(state["examples"]["labels"])
     planner = parts["planner"]
     if type(planner).__module__.startswith("crest."):  # a user's own may change kinds in time
         _check_kinds("planner", state["planner"], planner.state_dict())

@@ -196,3 +196,48 @@ def test_memory_too_small_for_half_a_pass_is_an_error():
     loader = make_loader(crest.GreedyMiniBatch(subset_size=300), model=SmallMemory(10))
     with pytest.warns(ResourceWarning), pytest.raises(torch.OutOfMemoryError):
         next(iter(loader))
+
+
+def steps_taken(every, accumulation_steps, *, ahead=0, write_back=False):
+    """Epochs of a loop that steps after so many batches, and fetches some ahead."""
+    loader = make_loader(crest.Random(), budget=0.5, accumulation_steps=accumulation_steps)
+    model, steps = loader._model, 0
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        waiting, count, iterator = [], 0, iter(loader)
+        while True:
+            while len(waiting) <= ahead and (batch := next(iterator, None)) is not None:
+                waiting.append(batch)
+            if not waiting:
+                break
+            inputs, targets, weights = waiting.pop(0)
+            if write_back:  # as an optimizer that looks ahead does in each batch
+                with torch.no_grad():
+                    before = [parameter.clone() for parameter in model.parameters()]
+                    for parameter, value in zip(model.parameters(), before, strict=True):
+                        parameter.add_(1.0)
+                        parameter.copy_(value)
+            crest.weighted_mean(CRITERION(model(inputs), targets), weights).backward()
+            count += 1
+            if count % every == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+                steps += 1
+    return steps
+
+
+@pytest.mark.filterwarnings("ignore:a region was planned")
+@pytest.mark.parametrize(("every", "accumulation_steps"), [(1, 2), (1, 4), (2, 4)])
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_step_in_the_midst_of_a_group_is_refused(every, accumulation_steps, ahead):
+    message = f"got {accumulation_steps}, but within {accumulation_steps} batches the parameters"
+    with pytest.raises(ValueError, match=message):
+        steps_taken(every, accumulation_steps, ahead=ahead)
+
+
+@pytest.mark.filterwarnings("ignore:a region was planned")
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+@pytest.mark.parametrize("write_back", [False, True])
+def test_a_step_after_each_group_is_let_be(ahead, write_back):
+    assert steps_taken(4, 4, ahead=ahead, write_back=write_back) == 2 * 12 // 4
+    assert steps_taken(8, 4, ahead=ahead, write_back=write_back) == 2  # fewer than announced

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import crest
+from loader.spawned import Noisy
 from toys import (
     CRITERION,
     NoisyData,
@@ -43,12 +44,21 @@ def name(value):
     return type(value).__name__
 
 
-def run(strategy, *, accumulation=1, stop_at=None, checkpoint=None, **workers):
+def run(
+    strategy,
+    *,
+    accumulation=1,
+    stop_at=None,
+    checkpoint=None,
+    epochs=EPOCHS,
+    dataset=None,
+    **workers,
+):
     """Train, stop after `stop_at` batches with a checkpoint, or go on from one."""
     model = make_model(dropout=0.2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     loader = crest.CoresetLoader(
-        DataLoader(NoisyData(), batch_size=16, shuffle=True, **workers),
+        DataLoader(dataset or NoisyData(), batch_size=16, shuffle=True, **workers),
         model,
         loss_fn=CRITERION,
         strategy=strategy,
@@ -71,7 +81,7 @@ def run(strategy, *, accumulation=1, stop_at=None, checkpoint=None, **workers):
         loader.load_state_dict(saved["loader"])
         torch.set_rng_state(saved["random"])
         first_epoch, batches = saved["epoch"], saved["batches"]
-    for epoch in range(first_epoch, EPOCHS):
+    for epoch in range(first_epoch, epochs):
         for inputs, targets, weights in loader:
             loss = crest.weighted_mean(CRITERION(model(inputs), targets), weights)
             (loss / accumulation).backward()
@@ -119,6 +129,19 @@ def test_a_resumed_run_continues_bit_for_bit(strategy, num_workers, accumulation
         assert equal_parameters(model, resumed), stop_at
         assert plan_of(loader) == plan_of(resumed_loader), stop_at
         assert loader.history.passes == resumed_loader.history.passes
+
+
+def test_a_run_with_spawned_workers_is_resumed_bit_for_bit():
+    """From within a region and from the end of an epoch; each start of workers takes seconds."""
+    strategy, options = crest.OnlineSelection(), {"dataset": Noisy(), "epochs": 2}
+    model, loader = run(strategy, **options)
+    spawn = {"num_workers": 1, "multiprocessing_context": "spawn"}
+    checkpoint = run(strategy, stop_at=3, **options)
+    checkpoint = run(strategy, stop_at=10, checkpoint=checkpoint, **options, **spawn)
+    spawn["persistent_workers"] = True
+    resumed, resumed_loader = run(strategy, checkpoint=checkpoint, **options, **spawn)
+    assert equal_parameters(model, resumed)
+    assert plan_of(loader) == plan_of(resumed_loader)
 
 
 NONE = {"num_workers": 0}
@@ -257,6 +280,16 @@ def run_state():
 def test_a_checkpoint_of_other_data_or_settings_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         make_loader(**options).load_state_dict(run_state())
+
+
+def test_a_checkpoint_of_other_labels_is_refused():
+    labels = make_tensors()[1]
+    state = make_loader(labels=labels).state_dict()
+    make_loader(labels=labels).load_state_dict(state)
+    make_loader().load_state_dict(state)  # nothing was told that it could contradict
+    message = "labels must be those of the checkpoint; [0-9]+ examples have another one, such as"
+    with pytest.raises(ValueError, match=message):
+        make_loader(labels=labels.roll(1)).load_state_dict(state)
 
 
 def test_a_checkpoint_of_another_version_is_refused():
