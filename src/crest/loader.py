@@ -261,8 +261,7 @@ class CoresetLoader(Insight, NotCopied):
                 planned, batch = self._fetch()
                 self._first.check(batch, len(planned.indices))
                 self._feed.hand_out(planned, batch)
-                attach = self._options.attach
-                batch = with_weights(batch, planned.weights, planned.indices, attach)
+                batch = with_weights(batch, planned.weights, planned.indices, self._options.attach)
                 self._epoch.position += 1
                 with self.history.timed_on_host("train"):
                     yield batch

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.utils._pytree import tree_map
 
 from crest.strategies.protocol import MiniBatch
 
@@ -114,7 +115,7 @@ class Ranks:
         place = f"{what}, number {self._count}"
         found: list[Any] = [None] * self.world
         with self._waiting():
-            dist.all_gather_object(found, (place, value))
+            dist.all_gather_object(found, (place, tree_map(_without_rest, value)))
         for rank, (other, _) in enumerate(found):
             if other != place:
                 raise RuntimeError(
@@ -195,6 +196,13 @@ class Ranks:
                 "and not all of them came: one has ended, or takes other batches. The first error "
                 "of the other processes says why."
             ) from error
+
+
+def _without_rest(value: Any) -> Any:
+    """Copy a part of a tensor, which would travel with all that it is a part of."""
+    if isinstance(value, Tensor) and value.untyped_storage().nbytes() > value.nbytes:
+        return value.clone()
+    return value
 
 
 def _present() -> tuple[int, int]:

@@ -272,6 +272,29 @@ def test_a_process_that_ends_ends_the_others_with_a_sentence():
     assert "The first error of the other processes says why" in one
 
 
+def bytes_of_a_part():
+    """What travels where a row of many is told."""
+    from torch.distributed import distributed_c10d
+
+    from crest.ranks import Ranks
+
+    all_gather, sizes = distributed_c10d.all_gather, []
+
+    def counted(lists, tensor, *rest, **options):
+        sizes.append(tensor.numel() * tensor.element_size())
+        return all_gather(lists, tensor, *rest, **options)
+
+    distributed_c10d.all_gather = counted
+    found = Ranks().gather("a row", {"of": torch.arange(100_000.0).view(1000, 100)[rank_now()]})
+    return max(sizes), found
+
+
+def test_a_part_of_a_tensor_travels_without_the_rest():
+    for size, found in run_on(2, bytes_of_a_part):
+        assert size < 2_000
+        assert [int(one["of"][0]) for one in found] == [0, 100]
+
+
 def with_other_seeds():
     list(make(crest.Random(), make_model(), seed=rank_now()))
 
