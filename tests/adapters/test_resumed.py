@@ -244,3 +244,13 @@ def test_accelerate_and_loader_accumulate_alike():
         prepare(accelerate.Accelerator(cpu=True), make_loader(accumulation_steps=2))
     with pytest.raises(TypeError, match="loader must be a CoresetLoader"):
         prepare(accelerate.Accelerator(cpu=True), [])
+
+
+def test_accelerate_and_loader_have_the_same_processes():
+    accelerate = pytest.importorskip("accelerate")
+    from crest.adapters.accelerate import prepare
+
+    loader = make_loader()
+    loader._ranks.world = 2  # as where torch.distributed was started and Accelerate not told
+    with pytest.raises(ValueError, match="as many processes as the accelerator has, 1; got 2"):
+        prepare(accelerate.Accelerator(cpu=True), loader)
