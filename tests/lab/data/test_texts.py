@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from crest.lab.data.datasets import load_dataset
-from crest.lab.networks.text import build_text_network
 from crest.lab.run.settings import RunSettings
 from crest.lab.run.training import train
 
@@ -89,15 +88,6 @@ def test_fewer_texts_are_spread_over_the_data_set(tmp_path):
     assert few.vocabulary_size == data.vocabulary_size
 
 
-def test_padding_changes_nothing():
-    network = build_text_network("bag", num_classes=3, vocabulary_size=9, padding=0, separator=2)
-    short = torch.tensor([[3, 4, 2, 5]])
-    padded = torch.tensor([[3, 4, 2, 5, 0, 0]])
-    torch.testing.assert_close(network(short), network(padded))
-    swapped = torch.tensor([[5, 2, 3, 4]])
-    assert not torch.allclose(network(short), network(swapped))
-
-
 @pytest.mark.parametrize("strategy", ["crest_paper", "random", "full"])
 def test_texts_are_learned(tmp_path, strategy):
     write_part(tmp_path)
@@ -151,7 +141,7 @@ def test_words_are_not_for_roberta(tmp_path):
     data = load_dataset("snli_part", tmp_path)
     with pytest.raises(ValueError, match="belong together; got roberta and tokens of words"):
         data.build_network("roberta")
-    with pytest.raises(ValueError, match="must be one of bag, roberta; got 'resnet8'"):
+    with pytest.raises(ValueError, match="must be one of bag, encoder, roberta; got 'resnet8'"):
         data.build_network("resnet8")
 
 

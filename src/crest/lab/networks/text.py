@@ -13,9 +13,11 @@ from crest.lab.optional import require
 
 __all__ = ["TEXT_NETWORKS", "build_text_network", "check_weights"]
 
-TEXT_NETWORKS = ("bag", "roberta")
+TEXT_NETWORKS = ("bag", "encoder", "roberta")
 
-_WIDTH = 128  # of word vectors and hidden layer
+_WIDTH = 128  # of word vectors and hidden layers
+_LAYERS, _HEADS = 2, 4  # of the encoder
+_POSITIONS = 64  # that it tells apart; a text is cut there
 _TOKENIZER_FILES = ("vocab.json", "merges.txt")
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -32,8 +34,9 @@ def build_text_network(
     """Make a network with new weights from torch's global generator, or with pre-trained ones.
 
     Args:
-        name: `"bag"`, mean word vectors of both sentences and one hidden layer, or `"roberta"`,
-            the paper's network for SNLI, whose last layers alone are new.
+        name: `"bag"`, mean word vectors of both sentences and one hidden layer; `"encoder"`, a
+            transformer of two layers whose outputs are averaged; or `"roberta"`, the paper's
+            network for SNLI, whose last layers alone are new.
         num_classes: Outputs c.
         vocabulary_size: Token numbers are below this.
         padding: The token that fills.
@@ -56,7 +59,8 @@ def build_text_network(
         )
     if weights is not None:
         return _Roberta(weights, num_classes, padding)
-    return _Bag(num_classes, vocabulary_size, padding, separator)
+    network = _Bag if name == "bag" else _Encoder
+    return network(num_classes, vocabulary_size, padding, separator)
 
 
 def check_weights(folder: Path) -> None:
@@ -108,6 +112,45 @@ class _Bag(nn.Module):
         return logits
 
 
+class _Encoder(nn.Module):
+    """A small transformer (Vaswani et al. 2017), its layers normalized first, and a mean of it.
+
+    Positions and sentences have vectors of their own, added to those of words. A batch is as long
+    as its longest text, whatever the rows were padded to.
+    """
+
+    def __init__(
+        self, num_classes: int, vocabulary_size: int, padding: int, separator: int
+    ) -> None:
+        super().__init__()
+        self._padding = padding
+        self._separator = separator
+        self.words = nn.Embedding(vocabulary_size, _WIDTH)
+        self.positions = nn.Embedding(_POSITIONS, _WIDTH)
+        self.sentences = nn.Embedding(2, _WIDTH)
+        for embedding in (self.words, self.positions, self.sentences):
+            nn.init.normal_(embedding.weight, std=_WIDTH**-0.5)
+        layer = nn.TransformerEncoderLayer(
+            _WIDTH, _HEADS, 2 * _WIDTH, dropout=0, batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(
+            layer, _LAYERS, norm=nn.LayerNorm(_WIDTH), enable_nested_tensor=False
+        )
+        self.head = nn.Linear(_WIDTH, num_classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens (m, length) to logits (m, c)."""
+        tokens = _cut(tokens[:, :_POSITIONS], self._padding)
+        is_second = (tokens == self._separator).cumsum(1) > 0
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        vectors = self.words(tokens) + self.positions(places) + self.sentences(is_second.long())
+        is_word = tokens != self._padding
+        is_word[:, 0] = True  # of an empty text: attention needs something to look at
+        encoded = self.layers(vectors, src_key_padding_mask=~is_word) * is_word.unsqueeze(2)
+        logits: Tensor = self.head(encoded.sum(1) / is_word.sum(1, keepdim=True))
+        return logits
+
+
 class _Roberta(nn.Module):
     """RoBERTa for classification, from a local folder."""
 
@@ -122,9 +165,14 @@ class _Roberta(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens (m, length) to logits (m, c)."""
-        is_token = tokens != self._padding
-        length = int(is_token.sum(1).max())  # the longest text of the batch
+        tokens = _cut(tokens, self._padding)
         logits: Tensor = self.encoder(
-            input_ids=tokens[:, :length].long(), attention_mask=is_token[:, :length].long()
+            input_ids=tokens.long(), attention_mask=(tokens != self._padding).long()
         ).logits
         return logits
+
+
+def _cut(tokens: Tensor, padding: int) -> Tensor:
+    """Leave out the columns after the longest text of a batch, but for the first one."""
+    length = int((tokens != padding).sum(1).max())
+    return tokens[:, : max(length, 1)]

@@ -15,10 +15,13 @@ __all__ = ["DEFAULTS", "plan_runs"]
 # Batches of 128, 200 epochs and a peak of 0.1 are the paper's. Small data sets are learned sooner,
 # digits has but 1437 images, so that smaller batches leave it steps to save, and cnn has no
 # normalization to bear 0.1. Images of 8 x 8 pixels gain nothing from a second thread.
-_BAG: dict[str, Any] = {
+_TEXT: dict[str, Any] = {
     **{"network": "bag", "epochs": 8, "batch_size": 32, "lr": 1e-3},
     "optimizer": "adamw",
 }
+
+# What a network asks for, wherever it is trained.
+_OF_NETWORK: dict[str, dict[str, Any]] = {"encoder": {"lr": 5e-4}}
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {"network": "resnet8", "epochs": 20, "batch_size": 32, "lr": 0.1, "threads": 1},
@@ -28,9 +31,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "cifar100": {"network": "resnet18", "epochs": 200, "batch_size": 128, "lr": 0.1},
     "tinyimagenet": {"network": "resnet50", "epochs": 200, "batch_size": 128, "lr": 0.1},
     "images": {"network": "resnet18", "epochs": 50, "batch_size": 128, "lr": 0.1},
-    "snli": _BAG,
-    "snli_part": _BAG,
-    "sst2": _BAG,
+    "snli": _TEXT,
+    "snli_part": _TEXT,
+    "sst2": _TEXT,
 }
 
 
@@ -49,8 +52,8 @@ def plan_runs(
         strategies: Words of strategies, see `crest.registered_strategies`.
         seeds: Integers >= 0.
         options: Fields of strategies; each goes to the strategies that have it.
-        **given: Other fields of `RunSettings`. None, or nothing, takes the default of the data set
-            (see `DEFAULTS`), or else that of `RunSettings`.
+        **given: Other fields of `RunSettings`. None, or nothing, takes the default of the network,
+            or of the data set (see `DEFAULTS`), or else that of `RunSettings`.
 
     Returns:
         The settings of each run.
@@ -75,7 +78,8 @@ def plan_runs(
         if not together:
             raise ValueError(f"{', '.join(known)} must go without options; got {option!r}.")
         check_choice("option", option, sorted(together))
-    values = DEFAULTS[data] | {name: value for name, value in given.items() if value is not None}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    values = DEFAULTS[data] | _OF_NETWORK.get(chosen.get("network", ""), {}) | chosen
     return [
         RunSettings(
             data=data,

@@ -306,7 +306,8 @@ def _make_optimizer(settings: RunSettings, model: nn.Module) -> torch.optim.Opti
         lr = torch.tensor(settings.lr, device=settings.device)
         options["fused"] = True
     if settings.optimizer == "adamw":
-        options["capturable"] = "fused" in options and lr.device.type == "cuda"
+        options["capturable"] = isinstance(lr, Tensor) and lr.device.type == "cuda"
+        options["fused"] = True  # word vectors are many: one pass over them
         return torch.optim.AdamW(model.parameters(), lr=lr, **options)
     return torch.optim.SGD(model.parameters(), lr=lr, momentum=settings.momentum, **options)
 
