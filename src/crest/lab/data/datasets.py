@@ -53,7 +53,7 @@ def load_dataset(
         name: One of `DATASETS`. `"digits"` ships inside scikit-learn and reads no folder.
         data_dir: Folder of the files; each reader says what it expects there.
         image_size: Height and width that `"images"` and `"tinyimagenet"` are resized to, in pixels.
-        network: What is to be trained: `"roberta"` reads texts in pieces of its own.
+        network: What is to be trained: a pre-trained one reads texts in pieces of its own.
 
     Returns:
         Train and test images or texts, labels and class names.

@@ -14,17 +14,16 @@ import torch
 from torch import Tensor
 
 from crest.lab.data.text_data import TextData
-from crest.lab.networks.text import check_weights
+from crest.lab.networks.pretrained import check_weights, folder_of
 from crest.lab.optional import require
 
 __all__ = ["load_text_files"]
 
 _PADDING, _UNKNOWN, _SEPARATOR = 0, 1, 2  # words follow
 _MAX_WORDS = 64  # of a text; SNLI pairs have 22 on average
-_MAX_PIECES = 128  # of RoBERTa
+_MAX_PIECES = 128  # of a pre-trained network
 _WORD = re.compile(r"[a-z0-9]+|[^\sa-z0-9]")
 _NLI = ("entailment", "neutral", "contradiction")
-_ROBERTA = "roberta-base"
 
 
 class _Source(NamedTuple):
@@ -85,16 +84,17 @@ def load_text_files(name: str, data_dir: Path, network: str | None = None) -> Te
         name: `"snli"`, DIR/snli_1.0/*.jsonl, without the pairs that have no gold label;
             `"snli_part"`, DIR/snli/*.tsv.xz; or `"sst2"`, DIR/sst2/*.tsv.xz.
         data_dir: DIR.
-        network: `"roberta"` cuts texts into the pieces of DIR/roberta-base; otherwise they are cut
-            into lower-case words, known if they come twice in the train part.
+        network: A pre-trained network has texts cut into the pieces of its own tokenizer, see
+            `lab.networks.pretrained.folder_of`; otherwise they are cut into lower-case words, known
+            if they come twice in the train part.
 
     Returns:
         The data set.
 
     Raises:
         FileNotFoundError: If files are missing; says which and where they come from.
-        ImportError: If `"roberta"` lacks the package transformers.
-        ValueError: If a file is damaged; names it and the line.
+        ImportError: If a pre-trained network lacks a package.
+        ValueError: If a file is damaged; names it and the line. Or if a tokenizer cannot pad.
     """
     source = _SOURCES[name]
     folder = data_dir / source.folder
@@ -106,7 +106,8 @@ def load_text_files(name: str, data_dir: Path, network: str | None = None) -> Te
         )
     train, test = (list(_read(folder / file, source)) for file in (source.train, source.test))
     labels = [torch.tensor([text.label for text in part]) for part in (train, test)]
-    cut = _in_words(train, test) if network != "roberta" else _in_pieces(data_dir, train, test)
+    weights = None if network is None else folder_of(network, data_dir)
+    cut = _in_words(train, test) if weights is None else _in_pieces(weights, train, test)
     return TextData(
         name=name,
         train_tokens=cut.train,
@@ -129,24 +130,24 @@ def _in_words(train: list[_Text], test: list[_Text]) -> _Cut:
     return _Cut(tokens[0], tokens[1], _SEPARATOR + 1 + len(numbers), _PADDING, _SEPARATOR)
 
 
-def _in_pieces(data_dir: Path, train: list[_Text], test: list[_Text]) -> _Cut:
-    folder = data_dir / _ROBERTA
+def _in_pieces(folder: Path, train: list[_Text], test: list[_Text]) -> _Cut:
     check_weights(folder)
-    transformers = require("transformers", "roberta", extra="text")
+    transformers = require("transformers", "a pre-trained network", extra="text")
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    padding, separator = tokenizer.pad_token_id, tokenizer.sep_token_id
+    if padding is None:
+        raise ValueError(
+            f"the tokenizer in {folder} must have a token that fills. Set its pad_token to a token "
+            "that no text holds, and save it again."
+        )
+    longest = min(_MAX_PIECES, tokenizer.model_max_length)
     tokens = []
     for part in (train, test):
         columns = [list(column) for column in zip(*(text.sentences for text in part), strict=True)]
-        rows = tokenizer(*columns, truncation=True, max_length=_MAX_PIECES)["input_ids"]
-        tokens.append(_pad(rows, tokenizer.pad_token_id))
-    return _Cut(
-        tokens[0],
-        tokens[1],
-        len(tokenizer),
-        tokenizer.pad_token_id,
-        tokenizer.sep_token_id,
-        folder,
-    )
+        rows = tokenizer(*columns, truncation=True, max_length=longest)["input_ids"]
+        tokens.append(_pad(rows, padding))
+    separator = padding if separator is None else separator
+    return _Cut(tokens[0], tokens[1], len(tokenizer), padding, separator, folder)
 
 
 def _read(path: Path, source: _Source) -> Iterator[_Text]:

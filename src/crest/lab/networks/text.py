@@ -9,17 +9,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from crest.checks import check_choice
-from crest.lab.optional import require
+from crest.lab.networks.pretrained import PRETRAINED, Pretrained, cut, is_folder
 
-__all__ = ["TEXT_NETWORKS", "build_text_network", "check_weights"]
+__all__ = ["TEXT_NETWORKS", "build_text_network", "check_text_network"]
 
-TEXT_NETWORKS = ("bag", "encoder", "roberta")
+TEXT_NETWORKS = ("bag", "encoder", *PRETRAINED)
 
 _WIDTH = 128  # of word vectors and hidden layers
 _LAYERS, _HEADS = 2, 4  # of the encoder
 _POSITIONS = 64  # that it tells apart; a text is cut there
-_TOKENIZER_FILES = ("vocab.json", "merges.txt")
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def check_text_network(name: str) -> None:
+    """Refuse a network that is neither known nor a folder.
+
+    Args:
+        name: One of `TEXT_NETWORKS`, or the folder of a pre-trained network.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if not (isinstance(name, str) and is_folder(name)):
+        check_choice("network for text", name, [*TEXT_NETWORKS, "a folder such as ./model"])
 
 
 def build_text_network(
@@ -35,52 +46,33 @@ def build_text_network(
 
     Args:
         name: `"bag"`, mean word vectors of both sentences and one hidden layer; `"encoder"`, a
-            transformer of two layers whose outputs are averaged; or `"roberta"`, the paper's
-            network for SNLI, whose last layers alone are new.
+            transformer of two layers whose outputs are averaged; `"roberta"`, the paper's network
+            for SNLI, `"minilm"`, or the folder of another, of which the last layers alone are new.
         num_classes: Outputs c.
         vocabulary_size: Token numbers are below this.
         padding: The token that fills.
         separator: The token between the two sentences of a pair.
-        weights: Folder of the pre-trained network, needed for `"roberta"`.
+        weights: Folder of the pre-trained network; None for one that is trained from scratch.
 
     Returns:
         A module from tokens (m, length) to logits (m, c), whose last layer is linear.
 
     Raises:
         FileNotFoundError: If pre-trained files are missing; says which and where they come from.
-        ImportError: If `"roberta"` lacks the package transformers.
-        ValueError: If the name is unknown, or network and tokens do not belong together.
+        ImportError: If a pre-trained network lacks the package transformers.
+        ValueError: If the name is unknown, network and tokens do not belong together, or files of
+            weights are not whole.
     """
-    check_choice("network for text", name, TEXT_NETWORKS)
-    if (name == "roberta") is not (weights is not None):
+    check_text_network(name)
+    if (name in PRETRAINED or is_folder(name)) is not (weights is not None):
         raise ValueError(
             f"network and tokens must belong together; got {name} and tokens of "
             f"{'words' if weights is None else weights}."
         )
     if weights is not None:
-        return _Roberta(weights, num_classes, padding)
+        return Pretrained(weights, num_classes, padding)
     network = _Bag if name == "bag" else _Encoder
     return network(num_classes, vocabulary_size, padding, separator)
-
-
-def check_weights(folder: Path) -> None:
-    """See that a folder holds RoBERTa as published.
-
-    Args:
-        folder: Such as DIR/roberta-base.
-
-    Raises:
-        FileNotFoundError: If files are missing; says which and where they come from.
-    """
-    missing = [name for name in ("config.json", *_TOKENIZER_FILES) if not (folder / name).is_file()]
-    if not any((folder / name).is_file() for name in _WEIGHT_FILES):
-        missing.append(" or ".join(_WEIGHT_FILES))
-    if missing:
-        raise FileNotFoundError(
-            f"roberta needs the files {', '.join(missing)}; looked in {folder}. Get them from "
-            "https://huggingface.co/FacebookAI/roberta-base (nothing is downloaded here) and name "
-            f"the folder that holds {folder.name} with --data-dir."
-        )
 
 
 class _Bag(nn.Module):
@@ -140,7 +132,7 @@ class _Encoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens (m, length) to logits (m, c)."""
-        tokens = _cut(tokens[:, :_POSITIONS], self._padding)
+        tokens = cut(tokens[:, :_POSITIONS], self._padding)
         is_second = (tokens == self._separator).cumsum(1) > 0
         places = torch.arange(tokens.shape[1], device=tokens.device)
         vectors = self.words(tokens) + self.positions(places) + self.sentences(is_second.long())
@@ -149,30 +141,3 @@ class _Encoder(nn.Module):
         encoded = self.layers(vectors, src_key_padding_mask=~is_word) * is_word.unsqueeze(2)
         logits: Tensor = self.head(encoded.sum(1) / is_word.sum(1, keepdim=True))
         return logits
-
-
-class _Roberta(nn.Module):
-    """RoBERTa for classification, from a local folder."""
-
-    def __init__(self, folder: Path, num_classes: int, padding: int) -> None:
-        super().__init__()
-        check_weights(folder)
-        transformers = require("transformers", "roberta", extra="text")
-        self._padding = padding
-        self.encoder = transformers.AutoModelForSequenceClassification.from_pretrained(
-            str(folder), num_labels=num_classes, local_files_only=True
-        )
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Map tokens (m, length) to logits (m, c)."""
-        tokens = _cut(tokens, self._padding)
-        logits: Tensor = self.encoder(
-            input_ids=tokens.long(), attention_mask=(tokens != self._padding).long()
-        ).logits
-        return logits
-
-
-def _cut(tokens: Tensor, padding: int) -> Tensor:
-    """Leave out the columns after the longest text of a batch, but for the first one."""
-    length = int((tokens != padding).sum(1).max())
-    return tokens[:, : max(length, 1)]

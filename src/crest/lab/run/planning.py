@@ -7,6 +7,7 @@ from typing import Any
 
 from crest.checks import check_choice
 from crest.lab.data.datasets import DATASETS
+from crest.lab.networks.pretrained import PRETRAINED, is_folder
 from crest.lab.run.settings import RunSettings
 from crest.strategies.registry import find_strategy
 
@@ -22,6 +23,7 @@ _TEXT: dict[str, Any] = {
 
 # What a network asks for, wherever it is trained.
 _OF_NETWORK: dict[str, dict[str, Any]] = {"encoder": {"lr": 5e-4}}
+_OF_PRETRAINED: dict[str, Any] = {"epochs": 3, "lr": 5e-5}
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {"network": "resnet8", "epochs": 20, "batch_size": 32, "lr": 0.1, "threads": 1},
@@ -79,7 +81,7 @@ def plan_runs(
             raise ValueError(f"{', '.join(known)} must go without options; got {option!r}.")
         check_choice("option", option, sorted(together))
     chosen = {name: value for name, value in given.items() if value is not None}
-    values = DEFAULTS[data] | _OF_NETWORK.get(chosen.get("network", ""), {}) | chosen
+    values = DEFAULTS[data] | _of_network(chosen.get("network", "")) | chosen
     return [
         RunSettings(
             data=data,
@@ -91,3 +93,8 @@ def plan_runs(
         for seed in dict.fromkeys(seeds)
         for strategy, names in known.items()
     ]
+
+
+def _of_network(name: str) -> dict[str, Any]:
+    is_pretrained = name in PRETRAINED or is_folder(name)
+    return _OF_PRETRAINED if is_pretrained else _OF_NETWORK.get(name, {})

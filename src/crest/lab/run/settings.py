@@ -24,7 +24,7 @@ from crest.checks import (
     whole,
 )
 from crest.lab.data.datasets import DATASETS, TEXT_DATASETS
-from crest.lab.networks.text import TEXT_NETWORKS
+from crest.lab.networks.text import check_text_network
 from crest.lab.networks.vision import NETWORKS
 from crest.options import flat_settings
 from crest.strategies import Strategy, StrategyEntry
@@ -78,7 +78,7 @@ class RunSettings:
     Args:
         data: One of `lab.data.datasets.DATASETS`.
         network: One of `lab.networks.vision.NETWORKS`, or for text of
-            `lab.networks.text.TEXT_NETWORKS`.
+            `lab.networks.text.TEXT_NETWORKS` or the folder of a pre-trained one.
         strategy: Word of a strategy, see `crest.registered_strategies`.
         seed: Of the first weights, the order and the views, >= 0.
         budget: Share of the full steps, in (0, 1]; some strategies always take them all.
@@ -130,9 +130,10 @@ class RunSettings:
     def __post_init__(self) -> None:
         check_fields(self, _RULES)
         check_choice("data", self.data, DATASETS)
-        check_choice(
-            "network", self.network, TEXT_NETWORKS if self.data in TEXT_DATASETS else [*NETWORKS]
-        )
+        if self.data in TEXT_DATASETS:
+            check_text_network(self.network)
+        else:
+            check_choice("network", self.network, NETWORKS)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         if self.autocast is not None:
             check_choice("autocast", self.autocast, AUTOCAST)
