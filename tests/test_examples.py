@@ -13,6 +13,7 @@ NEEDS = {
     "accelerate_loop": ["accelerate"],
     "hf_trainer_loop": ["transformers", "accelerate"],
     "lightning_loop": ["lightning"],
+    "lora_llama": ["transformers", "peft"],
 }
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from crest.checks import ArgumentTypeError
 from crest.ledger import Ledger
+from crest.pool import UNKNOWN_CLASS
 
 __all__ = ["COLUMNS", "as_frame", "example_columns", "write_table"]
 
@@ -74,7 +75,7 @@ def example_columns(
         "forgotten": known.get("forgotten", torch.full((n,), -1)).where(observed, -1),
         "label_score": score if len(aum) else unknown,
         "is_label_issue": issues & observed,
-        "given_label": given.where(given >= 0, labels),
+        "given_label": given.where(given >= 0, labels.where(labels != UNKNOWN_CLASS, -1)),
         "predicted_label": known.get("predicted_label", torch.full((n,), -1)),
         "mistakenness": 1 - score if len(aum) else unknown,
         "left_out_since": ledger.left_out_since,

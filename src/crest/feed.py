@@ -79,6 +79,8 @@ class Feed:
         # Asked once: at each step it would take as long as a small one.
         self._learns_losses = isinstance(planner, LearnsFromTraining)
         self._learns_gradients = isinstance(planner, RemembersGradients)
+        # Of sequences: their derivatives are of several positions, and too large to be kept.
+        self._losses_serve = self._learns_losses or not self._learns_gradients
         self._listens = self._learns_losses or self._learns_gradients or ledger.record is not None
         self._ranks = ranks
         self._pending: list[Seen] = []  # since the processes last told each other
@@ -182,7 +184,11 @@ class Feed:
             self._take_in(seen)
         else:
             wants_errors = self._learns_gradients or self._ledger.record is not None
-            self._pending.append(seen if wants_errors else seen._replace(errors=None))
+            if not wants_errors:
+                seen = seen._replace(errors=None)
+            elif seen.errors is not None and seen.errors.ndim > 2 and self._losses_serve:
+                seen = seen._replace(errors=seen.errors[:, :0].clone())
+            self._pending.append(seen)
 
     def _take_in(self, seen: Seen) -> None:
         self._ledger.tell(*seen)

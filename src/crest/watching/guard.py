@@ -13,6 +13,7 @@ __all__ = ["Verdict", "compare", "compare_together"]
 _TINY = 1e-5  # of a derivative of a loss: below it a row tells nothing
 _TOLERANCE = 1e-3  # of a row, in float32; true matches miss by 2e-7
 _TOLERANCE_HALF = 5e-2  # true matches in bfloat16 miss by up to 3e-2
+_AT_ONCE = 1 << 22  # numbers that are held in float64, 32 MiB of each side
 _UNDERFLOW_HALF = 6.1e-5  # smallest normal number of float16
 
 
@@ -92,10 +93,17 @@ class _Comparison:
 
     def __init__(self, gradients: Tensor, errors: Tensor, weights: Tensor, *, half: bool) -> None:
         b, k = weights.shape
-        given = gradients.reshape(b, k, -1).double()
-        wanted = errors.reshape(b, k, -1).double() * weights.double()[..., None]
-        rows = torch.stack([given, wanted], dim=2)  # (b, k, 2, ...); squares are subtracted
-        products = (rows @ rows.mT).cpu().numpy()
+        width = max(_AT_ONCE // (b * k), 1)
+        sums = torch.zeros(b, k, 2, 2, dtype=torch.float64, device=gradients.device)
+        for given, wanted in zip(
+            gradients.reshape(b, k, -1).split(width, dim=2),
+            errors.reshape(b, k, -1).split(width, dim=2),
+            strict=True,
+        ):
+            # In float64, (b, k, 2, width): squares are subtracted.
+            rows = torch.stack([given.double(), wanted.double() * weights.double()[..., None]], 2)
+            sums += rows @ rows.mT
+        products = sums.cpu().numpy()
         self.is_finite = np.isfinite(products).all(axis=(1, 2, 3))
         products = np.where(self.is_finite[:, None, None, None], products, 0)
         squares, overlaps = products[..., 0, 0], products[..., 0, 1]

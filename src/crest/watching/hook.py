@@ -36,6 +36,7 @@ _SURE = 1e-2  # chance below which labels alone tell a batch
 
 _LEAF = tree_flatten(None)[1]  # how a tensor by itself is nested
 
+_MOST_HELD = 1 << 22  # numbers of gradients that wait for the next batch, 16 MiB
 _REGULAR = 8  # batches in a row that fit, before calls wait for each other
 
 File = Callable[[int, Tensor, Tensor, Tensor], None]
@@ -156,7 +157,17 @@ class Watch:
         ]
 
     def _enter(self, arguments: Any, keywords: Any, _: Any) -> None:
+        if not self._depth and self._holds_much and _is_plain_forward():
+            self.look()  # batches were fetched ahead: the next one may be long in coming
         self._depth += 1
+
+    @property
+    def _holds_much(self) -> bool:
+        """Whether gradients wait that are large, as of sequences over a vocabulary."""
+        waiting = (
+            one for call in self._arrived for some in call.gradients.values() for one in some
+        )
+        return sum(gradient.numel() for gradient in waiting) > _MOST_HELD
 
     def _leave(self, arguments: Any, keywords: Any, output: Any) -> None:
         self._depth = max(self._depth - 1, 0)
@@ -407,6 +418,16 @@ def _and_what_it_wraps(model: nn.Module) -> list[nn.Module]:
 def _is_traced() -> bool:
     """Tell whether a model is being written down, by `torch.jit.trace` or `torch.export`."""
     return bool(torch._C._get_tracing_state()) or torch.compiler.is_exporting()
+
+
+def _is_plain_forward() -> bool:
+    """Tell whether a call of the model is one of the loop's own, outside of any other pass."""
+    return (
+        torch.is_grad_enabled()
+        and not in_own_pass()
+        and torch._C._current_graph_task_id() == -1  # no backward pass that computes again
+        and torch._C._functorch.maybe_current_level() is None
+    )
 
 
 def _remove(handles: list[Any]) -> None:
