@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 import crest
+from crest.watching import hook
 from watching.spy import C, D, Loop, M, Rows, cross_entropy, make_model, plain
 
 TAKEN, REFUSED = {}, {}
@@ -372,7 +373,9 @@ def test_uneven_weights_that_are_used_are_taken_in():
 @pytest.mark.parametrize("ahead", [2, 8, 32])
 @pytest.mark.parametrize("order", [1, -1], ids=["first", "last"])
 @pytest.mark.parametrize("changed", [False, True], ids=["as-they-are", "with-noise"])
-def test_batches_that_are_fetched_ahead_are_told_apart(ahead, order, changed):
+@pytest.mark.parametrize("held", [-1, hook._MOST_HELD], ids=["large", "small"])
+def test_batches_that_are_fetched_ahead_are_told_apart(ahead, order, changed, held, monkeypatch):
+    monkeypatch.setattr(hook, "_MOST_HELD", held)  # large outputs are not held together
     loop = Loop(data=Rows(n=320))
     for _ in range(2):
         batches = []

@@ -101,6 +101,11 @@ class Watch:
 
     def look(self) -> None:
         """Tell which batches gradients are of that came back; most are filed some steps later."""
+        self._see()
+        while self._waiting and self._waiting[0].number < self._last - _BEHIND:
+            self._waiting.popleft()
+
+    def _see(self) -> None:
         calls, self._arrived = sorted(self._arrived, key=lambda call: call.number), []
         for call in calls:
             found = find_by_inputs(call, [*reversed(self._waiting), *reversed(self._recent)])
@@ -115,8 +120,6 @@ class Watch:
             self._match(call, found)
         if self._bundle.is_full:
             self._take_bundle()
-        while self._waiting and self._waiting[0].number < self._last - _BEHIND:
-            self._waiting.popleft()
 
     @property
     def missed(self) -> int:
@@ -158,7 +161,7 @@ class Watch:
 
     def _enter(self, arguments: Any, keywords: Any, _: Any) -> None:
         if not self._depth and self._holds_much and _is_plain_forward():
-            self.look()  # batches were fetched ahead: the next one may be long in coming
+            self._see()  # batches were fetched ahead: the next one may be long in coming
         self._depth += 1
 
     @property
