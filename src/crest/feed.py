@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
@@ -103,7 +104,8 @@ class Feed:
 
     def settle(self) -> None:
         """Pass on what was seen so far."""
-        if self.watch is not None:
+        # A loop that stands still when Python ends is closed late, where torch computes no more.
+        if self.watch is not None and not sys.is_finalizing():
             self.watch.settle()
 
     def look(self) -> None:

@@ -5,6 +5,8 @@ to end by is gone by then.
 """
 
 import gc
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -74,3 +76,25 @@ def test_a_backward_pass_may_come_after_its_loader_is_gone():
     del loader
     loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_loop_that_stands_still_when_python_ends_does_not_end_it_by_force():
+    script = """
+import torch, crest
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+data = TensorDataset(torch.randn(64, 20), torch.randint(10, (64,)))
+def training():
+    model = nn.Linear(20, 10)
+    criterion = nn.CrossEntropyLoss(reduction="none")
+    loader = crest.CoresetLoader(DataLoader(data, 8), model, loss_fn=criterion, budget=1)
+    while True:
+        for inputs, targets, weights in loader:
+            crest.weighted_mean(criterion(model(inputs), targets), weights).backward()
+            yield
+steps = training()
+for _ in range(12):
+    next(steps)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -78,7 +78,7 @@ class Watch:
         self._number = register_tap(modules[-1], self)
         for module in modules:
             self._hook(module)
-        weakref.finalize(self, _remove, self._handles)
+        weakref.finalize(self, _remove, self._handles).atexit = False
 
     def hand_out(self, step: int, indices: Tensor, weights: Tensor, batch: Any) -> None:
         """Hear of a batch that the loop gets now.
