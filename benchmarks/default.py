@@ -66,7 +66,7 @@ ROWS: dict[str, Callable[[int], Any]] = {
     "norm, half balanced": lambda steps: OnlineSelection(rule="norm", balance=0.5),
     "half balanced": lambda steps: OnlineSelection(rule="chance", balance=0.5),
     "cover, half balanced": lambda steps: OnlineSelection(rule="cover", balance=0.5),
-    "random, 1.09 of the steps": lambda steps: crest.Random(),  # in as many seconds, see `time`
+    "random, 1.03 of the steps": lambda steps: crest.Random(),  # in as many seconds, see `time`
     "random, 0.9 of the steps": lambda steps: crest.Random(),
     "default, 0.9 of the steps": lambda steps: OnlineSelection(),
     "default, 0.8 of the steps": lambda steps: OnlineSelection(),
