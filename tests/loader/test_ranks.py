@@ -311,6 +311,7 @@ def at_other_batches():
 
 
 def made_too_early():
+    distributed.barrier()  # the other may still connect
     distributed.destroy_process_group()
     loader = make(crest.Random(), make_model())
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
