@@ -6,8 +6,9 @@
 A row is a network on a data set. Each run takes three passes in batches of 32 with AdamW at a
 constant rate; accuracy is measured after each pass on all test texts, of the pre-trained network
 after the last alone. Rates are those that `crest compare` takes for a network: nothing was tuned.
-`--rows` takes some of them, divided by semicolons, `--seeds` which. Each finished run is kept, and
-the same command goes on where it stopped. `show` prints the table of docs/results/text.md.
+`--rows` takes some of them, divided by semicolons, `--seeds` which, `--strategies` others than the
+default and random ones. Each finished run is kept, and the same command goes on where it stopped.
+`show` prints the tables of docs/results/text.md.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def train(arguments: argparse.Namespace) -> None:
         if count is not None:
             data = data.every(count, len(data.test_labels))
         plan = plan_runs(
-            *(dataset, [DEFAULT, RANDOM], arguments.seeds),
+            *(dataset, arguments.strategies, arguments.seeds),
             **{"network": network, "epochs": PASSES, "budget": 1.0, "threads": 1},
             evaluations=1 if network == "minilm" else PASSES,
         )
@@ -109,6 +110,25 @@ def show(arguments: argparse.Namespace) -> None:
                 f"{', '.join(f'{one:+.2f}' for one in gained)} | "
                 f"{told(read) if k + 1 == points else ' | '} | {' and '.join(seconds)} |"
             )
+    show_others(runs)
+
+
+def show_others(runs: dict[str, dict[tuple[str, int], dict[str, Any]]]) -> None:
+    """Print what other strategies end with, and what they cost."""
+    print(
+        "\n| network, data | strategy | seeds | accuracy % | minus random | cost in random steps |"
+    )
+    print("|---" * 6 + "|")
+    for name, of in runs.items():
+        for word in sorted({word for word, _ in of} - {DEFAULT, RANDOM}):
+            seeds = sorted({seed for _, seed in of if {(word, seed), (RANDOM, seed)} <= of.keys()})
+            gained = [100 * (of[word, s]["accuracy"] - of[RANDOM, s]["accuracy"]) for s in seeds]
+            accuracy = statistics.fmean(100 * of[word, s]["accuracy"] for s in seeds)
+            cost = statistics.fmean(of[word, s]["cost"] / of[word, s]["steps"] for s in seeds)
+            print(
+                f"| {name} | {word} | {len(seeds)} | {accuracy:.2f} | "
+                f"{statistics.fmean(gained):+.2f}{half_width(gained)} | x {cost:.2f} |"
+            )
 
 
 def main() -> None:
@@ -121,6 +141,9 @@ def main() -> None:
     command.add_argument("--rows", type=lambda text: text.split(";"), default=[*ROWS])
     command.add_argument(
         "--seeds", type=lambda text: [int(one) for one in text.split(",")], default=[0, 1, 2]
+    )
+    command.add_argument(
+        "--strategies", type=lambda text: text.split(","), default=[DEFAULT, RANDOM]
     )
     command = commands.add_parser("show")
     command.set_defaults(run=show)

@@ -62,8 +62,9 @@ def doctor(loader: CoresetLoader, *, num_steps: int | None = None) -> Checkup:
         >>> loader = CoresetLoader(
         ...     DataLoader(data, 8), model, loss_fn=criterion, strategy="online", budget=0.25
         ... )
-        >>> [finding.found for finding in doctor(loader, num_steps=6).problems]
-        ['batches are never selected in this run: it has 6 steps, and the first 8 are random.']
+        >>> (problem,) = doctor(loader, num_steps=6).problems
+        >>> problem.found
+        'batches are never selected in this run: it has 6 steps, and the first 8 are random.'
     """
     check("loader", loader, _LOADER)
     num_steps = check("num_steps", num_steps, optional(whole(1, 10**15, ">= 1 and <= 10**15")))
