@@ -27,7 +27,7 @@ def test_selection_begins_where_it_says(strategy, accumulation_steps):
         strategy, model=model, budget=1, batch_size=20, accumulation_steps=accumulation_steps
     )
     told = crest.doctor(loader).numbers["first_selected_step"]
-    train(loader, model, epochs=4)
+    train(loader, model, epochs=4, group=accumulation_steps)
     first = next(one["step"] for one in loader.history.records if one["updated"])
     assert told == first
 

@@ -60,15 +60,19 @@ def make_loader(
     )
 
 
-def train(loader, model, *, epochs=1, lr=0.1, on_step=None, optimizer=None, criterion=CRITERION):
-    """The loop of the README, with a hook after each step."""
+def train(
+    loader, model, *, epochs=1, lr=0.1, on_step=None, optimizer=None, criterion=CRITERION, group=1
+):
+    """The loop of the README, with a hook after each batch; `group` batches make a step."""
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     for _ in range(epochs):
-        for inputs, targets, weights in loader:
+        for k, (inputs, targets, weights) in enumerate(loader):
             loss = crest.weighted_mean(criterion(model(inputs), targets), weights)
-            optimizer.zero_grad()
+            if k % group == 0:
+                optimizer.zero_grad()
             loss.backward()
-            optimizer.step()
+            if (k + 1) % group == 0:
+                optimizer.step()
             if on_step is not None:
                 on_step(inputs, targets, weights)
 

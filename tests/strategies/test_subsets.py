@@ -80,7 +80,7 @@ def test_regions_are_as_long_as_the_epoch_of_the_loader(n, fraction, drop_last, 
         budget=fraction,
         accumulation_steps=accumulation,
     )
-    train(loader, model, epochs=2)
+    train(loader, model, epochs=2, group=accumulation)
     (first, second) = loader.history.records
     assert second["step"] * accumulation == len(loader)
     assert first["length"] * accumulation == len(loader)
