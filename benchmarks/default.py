@@ -44,7 +44,7 @@ from crest.lab.data.wrong_labels import make_wrong
 from crest.lab.networks.vision import build_network
 from crest.lab.run.freed_memory import keep_freed_memory
 from crest.lab.run.learning_rate import learning_rate_factor
-from crest.report.summary import T_QUANTILES
+from crest.report.summary import half_interval
 from crest.watching.audit import estimate_label_noise, wrong_label_chance
 
 CRITERION = nn.CrossEntropyLoss(reduction="none")
@@ -368,8 +368,9 @@ def draw(records: list[dict[str, Any]], out: Path) -> None:
         ]
         panel.plot(gains, [place] * len(gains), "o", color="#cc79a7", alpha=0.5, markersize=5)
         mean = statistics.fmean(gains)
-        half = T_QUANTILES[len(gains) - 2] * statistics.stdev(gains) / math.sqrt(len(gains))
-        panel.errorbar(mean, place, xerr=half, fmt="D", color="black", markersize=5, capsize=3)
+        panel.errorbar(
+            mean, place, xerr=half_interval(gains), fmt="D", color="black", markersize=5, capsize=3
+        )
         panel.annotate(
             f"{mean:+.1f}", (mean, place), xytext=(0, 6), textcoords="offset points", ha="center"
         )

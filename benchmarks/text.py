@@ -14,7 +14,6 @@ default and random ones. Each finished run is kept, and the same command goes on
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from crest.lab.run.comparison import compare
 from crest.lab.run.planning import plan_runs
 from crest.lab.run.results import Results
 from crest.report.progress import make_progress
-from crest.report.summary import T_QUANTILES
+from crest.report.summary import half_interval
 
 PASSES = 3
 DEFAULT, RANDOM = "online", "random"
@@ -66,10 +65,7 @@ def row_of(record: dict[str, Any]) -> str:
 
 def half_width(values: list[float]) -> str:
     """Half the 95 % interval of the mean, of Student's t."""
-    if len(values) < 2:
-        return ""
-    spread = statistics.stdev(values) / math.sqrt(len(values))
-    return f" ± {T_QUANTILES[len(values) - 2] * spread:.2f}"
+    return f" ± {half_interval(values):.2f}" if len(values) > 1 else ""
 
 
 def told(regions: list[dict[str, Any]]) -> str:

@@ -13,9 +13,9 @@ from crest.strategies.registry import word_of
 
 __all__ = [
     "RANDOM_AT_EQUAL_TIME",
-    "T_QUANTILES",
     "Summary",
     "group",
+    "half_interval",
     "selected_share",
     "summarize",
     "verdict",
@@ -27,7 +27,7 @@ _AT_EQUAL_TIME = ", equal time"  # ends the label of a run whose steps were set 
 RANDOM_AT_EQUAL_TIME = _RANDOM + _AT_EQUAL_TIME
 
 # 97.5 % of Student's t for 1 to 10 degrees of freedom; the last serves for more, too.
-T_QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
+_T_QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,19 @@ def _unselected(name: str, records: Sequence[dict[str, Any]], reason: str) -> st
     return f"{name} took {100 * (1 - share):.0f} % of its steps on random batches: {reason}."
 
 
+def half_interval(values: Sequence[float]) -> float:
+    """Compute half the 95 % interval of a mean, by Student's t.
+
+    Args:
+        values: Two or more.
+
+    Returns:
+        In the unit of the values.
+    """
+    quantile = _T_QUANTILES[min(len(values) - 1, len(_T_QUANTILES)) - 1]
+    return quantile * statistics.stdev(values) / math.sqrt(len(values))
+
+
 def _difference(name: str, one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> str:
     """Describe the accuracy of `one` minus that of `other`, seed by seed, in points."""
     by_seed = {record["seed"]: record["accuracy"] for record in other}
@@ -186,9 +199,8 @@ def _difference(name: str, one: Sequence[dict[str, Any]], other: Sequence[dict[s
         return f"{mean:+.2f} points on a single seed, which proves nothing"
     spread = statistics.stdev(points)
     verdict = "no clear difference"
-    quantile = T_QUANTILES[min(len(points) - 1, len(T_QUANTILES)) - 1]
     # Equal differences, but for rounding, are a coincidence of few test examples.
-    if spread > 1e-9 and abs(mean) * math.sqrt(len(points)) > quantile * spread:
+    if spread > 1e-9 and abs(mean) > half_interval(points):
         verdict = f"{name} is better" if mean > 0 else f"{name} is worse"
     return f"{mean:+.2f} ± {spread:.2f} points over {len(points)} seeds, {verdict}"
 
