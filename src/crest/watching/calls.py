@@ -13,9 +13,9 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from crest.containers import shallow
 
-__all__ = ["Call", "HandedOut", "example_rows"]
+__all__ = ["HALF", "Call", "HandedOut", "example_rows"]
 
-_HALF = (torch.bfloat16, torch.float16)
+HALF = (torch.bfloat16, torch.float16)  # of 16 bits
 
 
 @dataclass(eq=False)
@@ -149,7 +149,7 @@ class Call:
     @property
     def is_half(self) -> bool:
         """Whether the output was in 16 bits."""
-        return any(self.leaves[i].dtype in _HALF for i in self.where)
+        return any(self.leaves[i].dtype in HALF for i in self.where)
 
     @property
     def was_changed(self) -> bool:

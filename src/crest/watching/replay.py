@@ -8,11 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crest.watching.calls import Call
+from crest.watching.calls import HALF, Call
 
 __all__ = ["CannotReplay", "Replay"]
-
-_HALF = (torch.bfloat16, torch.float16)
 
 
 class CannotReplay(Exception):
@@ -55,7 +53,7 @@ class Replay:
         leaves = list(call.leaves)
         for i in call.where:
             given = leaves[i]
-            given = given.float() if given.dtype in _HALF else given
+            given = given.float() if given.dtype in HALF else given
             leaves[i] = given.detach().requires_grad_()
         output = call.output(leaves)
         device = leaves[call.where[0]].device.type
