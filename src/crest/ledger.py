@@ -48,7 +48,7 @@ class Ledger:
         self._trained = torch.zeros(num_examples, dtype=torch.int32)
         self._selected = torch.zeros(num_examples, dtype=torch.int32)
         self._history = history
-        self._tracker = tracker
+        self._trackers = [] if tracker is None else [tracker]
         self._is_silent = False
         self._pending: list[Tensor] = []
         self._selects = False  # in the region under way
@@ -66,6 +66,10 @@ class Ledger:
         """As the attribute."""
         self._take_in()
         return self._selected
+
+    def tell_also(self, tracker: Tracker) -> None:
+        """Tell another one the numbers of each region, such as the logger of a framework."""
+        self._trackers.append(tracker)
 
     def silence(self) -> None:
         """Tell nobody anything, as nothing is trained on."""
@@ -115,8 +119,10 @@ class Ledger:
         if self._selects and not self._has_selected:
             _log.info("step %d: batches are selected from here on", step)
         self._has_selected |= self._selects
-        if self._tracker is not None:
-            self._tracker.log(self._metrics(region), step)
+        if self._trackers:
+            metrics = self._metrics(region)
+            for tracker in self._trackers:
+                tracker.log(metrics, step)
 
     def note_refused(self, handed_out: int, missed: int, why: str) -> None:
         """Tell of batches that could not be matched with what training did, each share once.

@@ -114,7 +114,7 @@ def test_wrong_kinds_are_refused():
         CoresetTrainer(model=Dropping(), compute_loss_func=CRITERION)
 
 
-def fit(folder, *, resume=None, epochs=4, batch_size=8, dropout=0.2, world=1, rank=0):
+def fit(folder, *, resume=None, epochs=4, batch_size=8, dropout=0.2, world=1, rank=0, logger=False):
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -153,7 +153,7 @@ def fit(folder, *, resume=None, epochs=4, batch_size=8, dropout=0.2, world=1, ra
             devices=world,
             strategy="ddp" if world > 1 else "auto",
             max_epochs=epochs,
-            logger=False,
+            logger=logger,
             enable_progress_bar=False,
             enable_model_summary=False,
             callbacks=[CoresetCallback(), saves],

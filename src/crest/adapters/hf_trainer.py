@@ -29,7 +29,8 @@ class CoresetTrainerMixin:
     Steps and schedule follow from its short epochs. The loss is the weighted mean of one loss per
     example, averaged over accumulation. Each checkpoint has the state of the loader, and
     `train(resume_from_checkpoint=...)` goes on from it; nothing is skipped (`ignore_data_skip`).
-    `coreset_loader` is that of the training under way.
+    `coreset_loader` is that of the training under way. Where the trainer logs its loss
+    (`logging_steps`, `report_to`), it logs what a `crest.Tracker` gets of the last region, too.
 
     Args:
         *args: Of the trainer.
@@ -43,6 +44,7 @@ class CoresetTrainerMixin:
     """
 
     coreset_loader: CoresetLoader | None = None
+    _latest: _Latest
     args: Any
     model: Any
     add_callback: Any
@@ -80,7 +82,14 @@ class CoresetTrainerMixin:
             "seed": args.seed if args.data_seed is None else args.data_seed,
         }
         self.coreset_loader = CoresetLoader(plain, self.model, **(options | self._coreset))
+        self._latest = _Latest()
+        self.coreset_loader._ledger.tell_also(self._latest)
         return self.coreset_loader
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log as ever, beside the loss also numbers of the last region."""
+        told = self._latest.metrics if "loss" in logs else {}
+        super().log({**logs, **told}, *args, **kwargs)  # type: ignore[misc]
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: Any = False, **kw: Any) -> Any:
         """Average the losses of a batch with its weights; of one without, as Trainer does."""
@@ -117,6 +126,16 @@ class CoresetTrainerMixin:
 
 class CoresetTrainer(CoresetTrainerMixin, Trainer):
     """`transformers.Trainer` on coresets, see `CoresetTrainerMixin`."""
+
+
+class _Latest:
+    def __init__(self) -> None:
+        self.metrics: dict[str, float] = {}
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        self.metrics = metrics
+
+    def close(self) -> None: ...
 
 
 class _SavesLoader(TrainerCallback):

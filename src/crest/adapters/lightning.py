@@ -23,9 +23,11 @@ class CoresetCallback(Callback):
     of a run are known, and Lightning keeps its state. With this callback a run that is resumed goes
     on bit for bit where something draws from the random states of torch, NumPy or Python, as
     dropout does, and on several processes, of which Lightning keeps the state of the first alone:
-    each gets back its random states, and what it had seen of training. The progress bar and the
-    logger get `crest_cost`, the cost of the run so far in steps of random batches, and
-    `crest_updates`, how often examples were picked anew.
+    each gets back its random states, and what it had seen of training.
+
+    The progress bar gets `crest_cost`, the cost of the run so far in steps of random batches, and
+    `crest_updates`, how often examples were picked anew. The trainer's loggers get these, and at
+    the start of each region what a `crest.Tracker` gets.
 
     Raises:
         TypeError: At the start of training, if there is no `CoresetLoader`.
@@ -51,8 +53,10 @@ class CoresetCallback(Callback):
         self._of_each = checkpoint.get(_ENTRY, [])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on from what this process put into the checkpoint."""
+        """Go on from what this process put into the checkpoint, and tell the trainer's loggers."""
         loader = _loader_of(trainer)
+        if not loader._ranks.rank and trainer.loggers:
+            loader._ledger.tell_also(_Loggers(trainer))
         own, self._of_each = self._of_each[loader._ranks.rank :], []
         if own:
             loader._feed.load_state_dict(own[0]["seen"])
@@ -65,6 +69,17 @@ class CoresetCallback(Callback):
         history = _loader_of(trainer).history
         found = {"crest_cost": history.cost, "crest_updates": float(history.updates)}
         pl_module.log_dict(found, prog_bar=True)
+
+
+class _Loggers:
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        for logger in self._trainer.loggers:
+            logger.log_metrics(metrics, step)
+
+    def close(self) -> None: ...
 
 
 def _random_states() -> dict[str, Any]:
