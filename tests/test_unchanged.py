@@ -39,7 +39,12 @@ STRATEGIES = {
     "crest_paper": (lambda: crest.Crest.paper(subset_size=12, error_threshold=0.2), 0.5),
     "crest_excluding": (
         lambda: crest.Crest.paper(
-            subset_size=12, exclusion_interval=2, loss_threshold=1.0, low_looks=1, check="fresh"
+            subset_size=12,
+            exclusion_interval=2,
+            loss_threshold=1.0,
+            low_looks=1,
+            check="fresh",
+            loss_model="quadratic",
         ),
         0.5,
     ),
@@ -49,6 +54,7 @@ STRATEGIES = {
             num_candidates=30,
             coreset_multiplier=2.0,
             error_threshold="auto",
+            loss_model="quadratic",
             curvature="head",
             switch_off=False,
         ),

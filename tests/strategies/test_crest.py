@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import crest
 from crest.quadratic import flatten
+from crest.strategies.crest.check import TrackRecord
 from toys import CRITERION, NoisyData, make_loader, make_model, make_tensors, train
 
 
@@ -28,15 +29,13 @@ def bowl_loss(output, target):
     return 1 + (torch.tensor([0.5, 1.0, 2.0, 4.0]) * (output - 1).square()).sum(1)
 
 
-def train_bowl(strategy, *, lr, batches=40):
+def train_bowl(strategy, *, lr, batches=40, loss=bowl_loss):
     torch.manual_seed(0)
     model = Bowl()
     dataset = TensorDataset(torch.ones(64, 1), torch.zeros(64))
     train_loader = DataLoader(dataset, batch_size=8, shuffle=True)
-    loader = crest.CoresetLoader(
-        train_loader, model, loss_fn=bowl_loss, strategy=strategy, budget=0.5
-    )
-    train(loader, model, epochs=batches // 4, lr=lr, criterion=bowl_loss)
+    loader = crest.CoresetLoader(train_loader, model, loss_fn=loss, strategy=strategy, budget=0.5)
+    train(loader, model, epochs=batches // 4, lr=lr, criterion=loss)
     return loader.history
 
 
@@ -623,6 +622,52 @@ def test_examples_leave_by_losses_of_batch_statistics():
     )
     train(loader, model, epochs=2)
     assert not loader.active.all()
+
+
+def valley_loss(output, target):
+    return 1 + output.sum(1).square() / 2  # of all curvature a quarter is on the diagonal
+
+
+@pytest.mark.parametrize("loss_model", ["quadratic", "best"])
+def test_the_part_of_the_loss_model_that_predicted_best_is_asked(loss_model):
+    """At a large rate SGD jumps across a valley: the loss stays, and F says that it moves."""
+    strategy = crest.Crest.paper(
+        loss_model=loss_model, subset_size=8, error_threshold=0.05, exclusion_interval=None
+    )
+    history = train_bowl(strategy, lr=0.499, loss=valley_loss)  # 1 / 4 of the largest is 0.5
+    checks = [record for record in history.records if "relative_error" in record]
+    parts = ("error_constant", "error_linear", "error_quadratic")
+    assert all(r["relative_error"] == r[parts[r["order"]]] for r in checks)
+    assert max(r["error_constant"] for r in checks) < 0.05
+    assert min(r["error_quadratic"] for r in checks) > 0.05
+    if loss_model == "quadratic":
+        assert all(r["updated"] for r in checks)
+    else:
+        assert [r["order"] for r in checks] == [2] + [0] * (len(checks) - 1)
+        assert [r["updated"] for r in checks] == [True] + [False] * (len(checks) - 1)
+
+
+def test_a_loss_that_is_quadratic_is_predicted_by_all_of_the_model():
+    strategy = crest.Crest.paper(subset_size=8, exclusion_interval=None)
+    history = train_bowl(strategy, lr=0.01)
+    checks = [record for record in history.records if "relative_error" in record]
+    assert {record["order"] for record in checks} == {2}
+
+
+def test_a_track_record_is_that_of_the_last_checks_and_prefers_the_whole_model():
+    record = TrackRecord()
+    assert record.order == 2
+    record.observe([0.2, 0.1, 0.1])
+    assert record.order == 2
+    for _ in range(10):
+        record.observe([0.1, 0.3, 5.0])
+    assert record.order == 0
+    again = TrackRecord()
+    again.load_state_dict(record.state_dict())
+    for _ in range(30):
+        again.observe([0.3, 0.0, 0.1])
+    assert again.order == 1
+    assert record.order == 0
 
 
 def test_an_automatic_threshold_is_the_mean_error_of_the_first_five_regions():

@@ -20,7 +20,7 @@ from crest.quadratic import (
 )
 from crest.schedule import AdaptiveSchedule
 from crest.strategies.coresets import Selection, default_subset_size, select_coresets
-from crest.strategies.crest.check import ErrorThreshold, compare
+from crest.strategies.crest.check import ErrorThreshold, TrackRecord, compare
 from crest.strategies.crest.worth import RandomPasses, weigh
 from crest.strategies.protocol import Examples, MiniBatch, Region, Task
 
@@ -102,6 +102,7 @@ class CrestPlanner:
         self._modelled: list[nn.Parameter] | None = None  # what the quadratic model is made of
         self._model: QuadraticModel | None = None
         self._threshold = ErrorThreshold(settings.error_threshold)
+        self._track_record = TrackRecord()
         self._model_passes = 0.0  # what the last quadratic model and check cost, in forward passes
         self._backoff = 1  # times the probe interval, while switched off
         self._random_passes = RandomPasses(self._pool, task.batch_size, task.generator)
@@ -199,10 +200,19 @@ class CrestPlanner:
             assert self._anchor is not None
             # A checkpoint may have come back on another device, anchor and model together.
             displacement = self._parameters(examples).to(self._anchor.device) - self._anchor
-            record = compare(model, displacement, losses, noise)
+            own, record = compare(model, displacement, losses, noise)
             # The rounding of one process must not send it another way than the others.
-            rho = torch.tensor(record["relative_error"], dtype=torch.float64)
-            return record | {"relative_error": float(examples.mean_over_processes(rho))}
+            errors = examples.mean_over_processes(torch.tensor(own, dtype=torch.float64)).tolist()
+        order = self._track_record.order if self._settings.loss_model == "best" else 2
+        self._track_record.observe(errors)
+        constant, linear, quadratic = errors
+        return record | {
+            "relative_error": errors[order],
+            "order": order,
+            "error_constant": constant,
+            "error_linear": linear,
+            "error_quadratic": quadratic,
+        }
 
     def _select(self, examples: Examples, step: int) -> dict[str, Any]:
         """Pick P mini-batch coresets at the current parameters and model the loss around them."""
@@ -370,6 +380,7 @@ class CrestPlanner:
             "check_subset": self._check_subset,
             "anchor_losses": self._anchor_losses,
             "threshold": self._threshold.state_dict(),
+            "track_record": self._track_record.state_dict(),
             "model_passes": self._model_passes,
             "backoff": self._backoff,
             "random_passes": self._random_passes.state_dict(),
@@ -395,6 +406,7 @@ class CrestPlanner:
         self._check_subset = state["check_subset"]
         self._anchor_losses = state["anchor_losses"]
         self._threshold.load_state_dict(state["threshold"])
+        self._track_record.load_state_dict(state["track_record"])
         self._model_passes = state["model_passes"]
         self._backoff = state["backoff"]
         self._random_passes.load_state_dict(state["random_passes"])

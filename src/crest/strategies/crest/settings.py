@@ -113,6 +113,11 @@ class Crest:
             for r = 500) alone trips tau = 0.05. Eq. (10) does not say which. `"candidates"`:
             paired, on some of the round's own candidates, which reads nothing; those that were
             also trained on make the change of the loss look somewhat larger.
+        loss_model: What predicts the loss in Eq. (10). `"quadratic"`: F of Eq. (6), as the paper has
+            it. `"best"`: the constant part of F, that with the linear term, or all of it, whichever
+            predicted best in some ten checks before; all of it at first. At a large learning rate F
+            is several times further off than its constant part, after a few steps already
+            (docs/results/paper.md).
         interval_multiplier: h > 0 in T_1 = h ||H_0|| / ||H_t||. The paper takes 1 for CIFAR-10 and
             TinyImageNet, 10 for CIFAR-100, 4 for SNLI. T_1 is 1 in the first round.
         exclusion_interval: T_2 >= 1, steps in a window of loss watching. The paper takes 20. None:
@@ -162,6 +167,7 @@ class Crest:
     coreset_multiplier: float = 1
     error_threshold: float | Literal["auto"] = 0.0
     check: Literal["paired", "fresh", "candidates"] = "candidates"
+    loss_model: Literal["quadratic", "best"] = "best"
     interval_multiplier: float = 1.0
     exclusion_interval: int | None = None
     loss_threshold: float = 0.1
@@ -251,6 +257,7 @@ _RULES = {
     "coreset_multiplier": number(0, above=True),
     "error_threshold": word_or("auto", number(0)),
     "check": one_of("paired", "fresh", "candidates"),
+    "loss_model": one_of("quadratic", "best"),
     "interval_multiplier": number(0, above=True),
     "exclusion_interval": optional(whole(1)),
     "loss_threshold": number(0),
