@@ -113,11 +113,11 @@ class Crest:
             for r = 500) alone trips tau = 0.05. Eq. (10) does not say which. `"candidates"`:
             paired, on some of the round's own candidates, which reads nothing; those that were
             also trained on make the change of the loss look somewhat larger.
-        loss_model: What predicts the loss in Eq. (10). `"quadratic"`: F of Eq. (6), as the paper has
-            it. `"best"`: the constant part of F, that with the linear term, or all of it, whichever
-            predicted best in some ten checks before; all of it at first. At a large learning rate F
-            is several times further off than its constant part, after a few steps already
-            (docs/results/paper.md).
+        loss_model: What predicts the loss in Eq. (10). `"quadratic"`: F of Eq. (6), as the paper
+            has it. `"best"`: the constant part of F, that with the linear term, or all of it,
+            whichever predicted best in some ten checks before; all of it at first. At a large
+            learning rate F is several times further off than its constant part, after a few steps
+            already (docs/results/paper.md).
         interval_multiplier: h > 0 in T_1 = h ||H_0|| / ||H_t||. The paper takes 1 for CIFAR-10 and
             TinyImageNet, 10 for CIFAR-100, 4 for SNLI. T_1 is 1 in the first round.
         exclusion_interval: T_2 >= 1, steps in a window of loss watching. The paper takes 20. None:
