@@ -654,6 +654,25 @@ def test_a_loss_that_is_quadratic_is_predicted_by_all_of_the_model():
     assert {record["order"] for record in checks} == {2}
 
 
+@pytest.mark.parametrize("interval", [1, 3])
+def test_curvature_is_taken_in_every_kth_round_and_stays_in_between(interval):
+    model = make_model()
+    strategy = crest.Crest.paper(
+        subset_size=32,
+        error_threshold=1e-9,  # a round after each check
+        curvature_coresets=1,
+        advanced=crest.CrestAdvanced(curvature_interval=interval, max_check_interval=1),
+    )
+    loader = make_loader(strategy, model=model, budget=1)
+    train(loader, model, epochs=2)
+    norms = [r["curvature_norm"] for r in loader.history.records if r["updated"]]
+    assert len(norms) > 6
+    for rounds, (before, now) in enumerate(itertools.pairwise(norms), 1):
+        assert (before == now) == (rounds % interval != 0), rounds
+    gradients = [r["linear_term"] for r in loader.history.records if "linear_term" in r]
+    assert len(set(gradients)) == len(gradients), "a gradient in each round"
+
+
 def test_a_track_record_is_that_of_the_last_checks_and_prefers_the_whole_model():
     record = TrackRecord()
     assert record.order == 2

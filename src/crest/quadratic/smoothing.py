@@ -27,39 +27,44 @@ class SmoothedMoments:
     def __init__(self, betas: tuple[float, float]) -> None:
         self.betas = betas
         self.round = 0
+        self._curvature_round = 0
         self._gradient: Tensor | None = None
         self._squared_diagonal: Tensor | None = None
 
-    def update(self, gradient: Tensor, hessian_diagonal: Tensor) -> tuple[Tensor, Tensor]:
+    def update(self, gradient: Tensor, hessian_diagonal: Tensor | None) -> tuple[Tensor, Tensor]:
         """Take in one round.
 
         Args:
             gradient: g of the round's coresets, shape (q,).
-            hessian_diagonal: diag(H) of the round's coresets, shape (q,).
+            hessian_diagonal: diag(H) of the round's coresets, shape (q,). None: that of the rounds
+                before stays, or 0.
 
         Returns:
             The smoothed gradient, Eq. (8), and the smoothed curvature, Eq. (9), both shape (q,).
         """
         if self._gradient is None or len(self._gradient) != len(gradient):
-            self.round = 0
+            self.round = self._curvature_round = 0
             self._gradient = torch.zeros_like(gradient)
-            self._squared_diagonal = torch.zeros_like(hessian_diagonal)
+            self._squared_diagonal = torch.zeros_like(gradient)
         assert self._squared_diagonal is not None
         self._gradient = self._gradient.to(gradient.device)
         self._squared_diagonal = self._squared_diagonal.to(gradient.device)
         beta_1, beta_2 = self.betas
         self.round += 1
         self._gradient.lerp_(gradient, 1 - beta_1)
-        self._squared_diagonal.lerp_(hessian_diagonal.square(), 1 - beta_2)
-        return (
-            self._gradient / (1 - beta_1**self.round),
-            (self._squared_diagonal / (1 - beta_2**self.round)).sqrt_(),
-        )
+        if hessian_diagonal is not None:
+            self._curvature_round += 1
+            self._squared_diagonal.lerp_(hessian_diagonal.square(), 1 - beta_2)
+        squared = self._squared_diagonal
+        if self._curvature_round:
+            squared = squared / (1 - beta_2**self._curvature_round)
+        return self._gradient / (1 - beta_1**self.round), squared.sqrt()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the next round depends on, as tensors and primitives."""
         return {
             "round": self.round,
+            "curvature_round": self._curvature_round,
             "gradient": _clone(self._gradient),
             "squared_diagonal": _clone(self._squared_diagonal),
         }
@@ -67,6 +72,7 @@ class SmoothedMoments:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
         self.round = state["round"]
+        self._curvature_round = state["curvature_round"]
         self._gradient = _clone(state["gradient"])
         self._squared_diagonal = _clone(state["squared_diagonal"])
 

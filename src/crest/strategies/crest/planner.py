@@ -306,7 +306,9 @@ class CrestPlanner:
             return QuadraticModel(loss, torch.empty(0), torch.empty(0))  # nobody will ask it
         parameters = self._modelled = examples.parameters(self._scope)
         self._anchor = flatten(parameters)
-        num_probes = 0 if self._settings.curvature == "none" else self._settings.advanced.num_probes
+        advanced = self._settings.advanced
+        is_due = self._moments.round % advanced.curvature_interval == 0
+        num_probes = advanced.num_probes if is_due and self._settings.curvature != "none" else 0
         probes = rademacher_probes(parameters, num_probes, self._task.generator)
         coresets = self._coresets[: self._settings.curvature_coresets]
         gradient: Tensor | float = 0.0
@@ -319,7 +321,8 @@ class CrestPlanner:
         assert isinstance(gradient, Tensor)
         assert isinstance(diagonal, Tensor)
         gradient, diagonal = map(examples.mean_over_processes, (gradient, diagonal))
-        return QuadraticModel(loss, *self._moments.update(gradient, diagonal))
+        measured = diagonal if num_probes else None
+        return QuadraticModel(loss, *self._moments.update(gradient, measured))
 
     @property
     def _scope(self) -> str:
