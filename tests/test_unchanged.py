@@ -36,7 +36,10 @@ def held_out():
 STRATEGIES = {
     "crest": (lambda: crest.Crest(subset_size=24), 0.5),
     "crest_coresets": (lambda: crest.Crest(subset_size=24, switch_off=False), 0.5),
-    "crest_paper": (lambda: crest.Crest.paper(subset_size=12, error_threshold=0.2), 0.5),
+    "crest_paper": (
+        lambda: crest.Crest.paper(subset_size=12, error_threshold=0.2, curvature_coresets=None),
+        0.5,
+    ),
     "crest_excluding": (
         lambda: crest.Crest.paper(
             subset_size=12,
@@ -45,6 +48,7 @@ STRATEGIES = {
             low_looks=1,
             check="fresh",
             loss_model="quadratic",
+            curvature_coresets=None,
         ),
         0.5,
     ),

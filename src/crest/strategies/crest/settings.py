@@ -142,7 +142,8 @@ class Crest:
         curvature: Parameters of the quadratic model: `"trainable"`, or `"head"` for the last layer
             alone (the paper's choice for RoBERTa), or `"none"` for a linear model of the trainable
             ones (the paper's CREST-FIRST, without the second derivative; T_1 is then h).
-        curvature_coresets: Coresets that the quadratic model is fitted to, >= 1. None: all P.
+        curvature_coresets: Coresets that the quadratic model is fitted to, >= 1. None: all P, as in
+            the paper, which takes longer than all else together; one is an unbiased sample of them.
         batch_statistics: Whether losses, features and curvature take the statistics of each pass
             where the model has batch normalization, as training does; training's running statistics
             are left alone. The paper does not say. In eval mode the running statistics of the first
@@ -200,8 +201,9 @@ class Crest:
 
         Args:
             **changes: Fields that shall differ: `error_threshold` and `interval_multiplier` for
-                other data sets. Where the paper leaves a choice, the fields `low_looks`, `check`
-                and `batch_statistics` say what was chosen and why.
+                other data sets. Where the paper leaves a choice, or is not followed, the fields
+                `low_looks`, `check`, `batch_statistics`, `loss_model` and `curvature_coresets` say
+                what was chosen and why.
 
         Returns:
             The strategy. It never switches off.
@@ -217,7 +219,6 @@ class Crest:
             "exclusion_interval": 20,
             "features": "input",
             "curvature": "trainable",
-            "curvature_coresets": None,
             "batch_statistics": True,
             "switch_off": False,
         }
