@@ -192,19 +192,25 @@ def test_cluster_sizes_belong_to_a_coreset_and_not_to_an_example():
     assert any(a != b for a, b in shared)
 
 
-@pytest.mark.parametrize(("interval", "most"), [(1, 4), (3, 4), (3, 2)])
-def test_coresets_serve_at_most_the_steps_that_are_allowed(interval, most):
+@pytest.mark.parametrize(("interval", "uses"), [(1, 1), (3, 1), (3, 2)])
+def test_each_coreset_is_trained_on_no_more_often_than_is_allowed(interval, uses):
     model = make_model()
     strategy = crest.Crest.paper(
         curvature="none",  # T_1 is h after the first round
+        coreset_multiplier=2,
         interval_multiplier=interval,
         error_threshold=1e9,
-        advanced=crest.CrestAdvanced(max_coreset_steps=most),
+        exclusion_interval=None,
+        advanced=crest.CrestAdvanced(max_coreset_uses=uses),
     )
     loader = make_loader(strategy, model=model, budget=1)
-    train(loader, model)
+    used = []
+    train(loader, model, on_step=lambda inputs, *_: used.append(inputs.sum().item()))
     updates = [record["step"] for record in loader.history.records if record["updated"]]
-    assert updates == list(range(0, 25, most))
+    first, later = 2 * uses, 2 * interval * uses  # T_1 is 1 in the first round
+    assert updates == [0, *range(first, 25, later)]
+    assert len(used) == 25
+    assert max(used.count(batch) for batch in used) <= uses
 
 
 def test_the_averages_advance_once_a_round():
@@ -395,7 +401,7 @@ def test_settings_out_of_range_are_refused(settings, message):
         ({"max_check_interval": 0}, "max_check_interval must be >= 1"),
         ({"max_coresets": 0}, "max_coresets must be >= 1"),
         ({"check_size": 0}, "check_size must be >= 1 or None"),
-        ({"max_coreset_steps": 0}, "max_coreset_steps must be >= 1"),
+        ({"max_coreset_uses": 0}, "max_coreset_uses must be >= 1"),
         ({"readmit_after": 0}, "readmit_after must be >= 1"),
         ({"probe_interval": 0}, "probe_interval must be >= 1"),
         ({"forward_price": 0}, "forward_price must be > 0"),

@@ -337,8 +337,10 @@ class CrestPlanner:
 
     def _steps_left(self, step: int) -> float:
         """Count the steps that the coresets may still serve."""
-        most = self._settings.advanced.max_coreset_steps
-        return math.inf if most is None else self._selected_at + most - step
+        uses = self._settings.advanced.max_coreset_uses
+        if uses is None:
+            return math.inf
+        return self._selected_at + uses * self._schedule.num_coresets - step
 
     def _region_length(self, step: int) -> int:
         steps = min(self._schedule.check_interval, self._steps_left(step))

@@ -38,8 +38,9 @@ class CrestAdvanced:
             takes one in each round.
         max_check_interval: Upper bound of T_1, in steps.
         max_coresets: Upper bound of P.
-        max_coreset_steps: Optimizer steps after which coresets are picked anew, however well the
-            quadratic model predicts, >= 1. None: no bound, as in the paper. It bounds T_1, too.
+        max_coreset_uses: Times that each of the P coresets may be trained on before others are
+            picked, however well the loss is predicted, >= 1; it bounds T_1, too. None: no bound, as
+            in the paper, where coresets of an easy stretch may serve for hundreds of steps.
         min_pool: Exclusion stops at this many examples, in [r, n]. None: a tenth of the data set,
             at least what a round draws.
         readmit_after: Windows of `exclusion_interval` steps after which an excluded example comes
@@ -69,7 +70,7 @@ class CrestAdvanced:
     curvature_interval: int = 1
     max_check_interval: int = 100
     max_coresets: int = 50
-    max_coreset_steps: int | None = None
+    max_coreset_uses: int | None = None
     min_pool: int | None = None
     readmit_after: int | None = None
     stratify: bool = False
@@ -249,7 +250,7 @@ _ADVANCED_RULES = {
     "curvature_interval": many(),
     "max_check_interval": many(),
     "max_coresets": many(),
-    "max_coreset_steps": optional(many()),
+    "max_coreset_uses": optional(many()),
     "min_pool": optional(whole(1)),
     "readmit_after": optional(many()),
     "stratify": boolean(),
