@@ -36,16 +36,9 @@ COLUMNS = [
 
 
 def errors(check: dict) -> list[float]:
-    """Give rho of the constant, the linear and the quadratic part, no more than 1 each.
-
-    Records of old do not have what it takes.
-    """
-    if "predicted_loss" not in check:
-        return [math.nan] * 3
-    linear, quadratic = check["linear_term"], check["quadratic_term"]
-    whole, measured = check["predicted_loss"], check["check_loss"]
-    predicted = (whole - quadratic - linear, whole - quadratic, whole)
-    return [min(abs(loss - measured) / measured, 1.0) for loss in predicted]
+    """Give rho of the constant, the linear and the quadratic part, no more than 1 each."""
+    names = ("error_constant", "error_linear", "error_quadratic")  # records of old have none
+    return [min(check.get(name, math.nan), 1.0) for name in names]
 
 
 def summarize(runs: list[dict]) -> list[list[str]]:
