@@ -68,8 +68,9 @@ class Ledger:
         return self._selected
 
     def tell_also(self, tracker: Tracker) -> None:
-        """Tell another one the numbers of each region, such as the logger of a framework."""
-        self._trackers.append(tracker)
+        """Tell another one, such as the logger of a framework, in place of one of its kind."""
+        others = [one for one in self._trackers if type(one) is not type(tracker)]
+        self._trackers = [*others, tracker]
 
     def silence(self) -> None:
         """Tell nobody anything, as nothing is trained on."""

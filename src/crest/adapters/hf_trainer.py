@@ -44,7 +44,6 @@ class CoresetTrainerMixin:
     """
 
     coreset_loader: CoresetLoader | None = None
-    _latest: _Latest
     args: Any
     model: Any
     add_callback: Any
@@ -59,6 +58,7 @@ class CoresetTrainerMixin:
     ) -> None:
         check("coreset", coreset, optional(instance(Mapping, text="a dict of options")))
         self._coreset = dict(coreset or {})
+        self._latest = _Latest()
         check("per_example_loss", per_example_loss, optional(function()))
         super().__init__(*args, **kwargs)
         _refuse(self, self.args)
@@ -82,7 +82,6 @@ class CoresetTrainerMixin:
             "seed": args.seed if args.data_seed is None else args.data_seed,
         }
         self.coreset_loader = CoresetLoader(plain, self.model, **(options | self._coreset))
-        self._latest = _Latest()
         self.coreset_loader._ledger.tell_also(self._latest)
         return self.coreset_loader
 
