@@ -71,12 +71,19 @@ ROWS: dict[str, Callable[[int], Any]] = {
     "default, 0.9 of the steps": lambda steps: OnlineSelection(),
     "default, 0.8 of the steps": lambda steps: OnlineSelection(),
     "default, 0.7 of the steps": lambda steps: OnlineSelection(),
+    "CREST, no bound on uses": lambda steps: coresets(None),
+    "CREST, each coreset once": lambda steps: coresets(1),
 }
 SITUATIONS = (
     *("clean", "cifar100", "redundant"),
     *("noise 5", "noise 20", "noise 40", "flipped 20"),
     *("tail 10", "tail 100"),
 )
+
+
+def coresets(uses: int | None) -> crest.Crest:
+    """CREST without exclusion, each coreset used so often at most."""
+    return crest.Crest.paper(exclusion_interval=None, subset_size=250, max_coreset_uses=uses)
 
 
 def long_tail(labels: Tensor, classes: int, ratio: float) -> Tensor:
@@ -177,6 +184,8 @@ def train(
         "steps": steps,
         "seconds": seconds,
         "select": loader.history.seconds["select"],
+        "updates": loader.history.updates,
+        "cost": loader.history.cost,
         "rules": sorted({r["rule"] for r in records if "rule" in r}),
         "noise": {str(k): round(v, 4) for k, v in noise.items()},
         **audit(loader, data, true),

@@ -163,7 +163,11 @@ def test_the_losses_of_checks_exclude_nobody():
         model,
         loss_fn=CRITERION,
         strategy=crest.Crest.paper(
-            exclusion_interval=1, loss_threshold=1e9, low_looks=2, error_threshold=1e9
+            exclusion_interval=1,
+            loss_threshold=1e9,
+            low_looks=2,
+            error_threshold=1e9,
+            max_coreset_uses=None,
         ),
         budget=1,
     )

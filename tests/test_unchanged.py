@@ -37,7 +37,9 @@ STRATEGIES = {
     "crest": (lambda: crest.Crest(subset_size=24), 0.5),
     "crest_coresets": (lambda: crest.Crest(subset_size=24, switch_off=False), 0.5),
     "crest_paper": (
-        lambda: crest.Crest.paper(subset_size=12, error_threshold=0.2, curvature_coresets=None),
+        lambda: crest.Crest.paper(
+            subset_size=12, error_threshold=0.2, curvature_coresets=None, max_coreset_uses=None
+        ),
         0.5,
     ),
     "crest_excluding": (
@@ -48,6 +50,7 @@ STRATEGIES = {
             low_looks=1,
             check="fresh",
             loss_model="quadratic",
+            max_coreset_uses=None,
             curvature_coresets=None,
         ),
         0.5,
@@ -59,6 +62,7 @@ STRATEGIES = {
             coreset_multiplier=2.0,
             error_threshold="auto",
             loss_model="quadratic",
+            max_coreset_uses=None,
             curvature="head",
             switch_off=False,
         ),

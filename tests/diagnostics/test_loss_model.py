@@ -10,7 +10,9 @@ from toys import make_loader, make_model, train
 
 def test_checks_tell_the_distance_from_the_anchor_and_the_error_there():
     model = make_model()
-    strategy = crest.Crest.paper(error_threshold=0.02, interval_multiplier=3.0)
+    strategy = crest.Crest.paper(
+        error_threshold=0.02, interval_multiplier=3.0, max_coreset_uses=None
+    )
     loader = make_loader(strategy, model=model, budget=1.0)
     flat = [torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()]
     train(
@@ -35,7 +37,7 @@ def test_checks_tell_the_distance_from_the_anchor_and_the_error_there():
 
 def test_a_check_whose_anchor_was_cut_off_has_no_age():
     model = make_model()
-    strategy = crest.Crest.paper(error_threshold=1e9)
+    strategy = crest.Crest.paper(error_threshold=1e9, max_coreset_uses=None)
     loader = make_loader(strategy, model=model, budget=1.0)
     train(loader, model)
     state = loader.history.state_dict()

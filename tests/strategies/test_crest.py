@@ -40,7 +40,8 @@ def train_bowl(strategy, *, lr, batches=40, loss=bowl_loss):
 
 
 def test_on_a_quadratic_loss_nothing_is_selected_again():
-    history = train_bowl(crest.Crest.paper(exclusion_interval=None), lr=0.05)
+    strategy = crest.Crest.paper(exclusion_interval=None, max_coreset_uses=None)
+    history = train_bowl(strategy, lr=0.05)
     errors = [r["relative_error"] for r in history.records if "relative_error" in r]
     assert history.updates == 1
     assert len(errors) == 39
@@ -64,7 +65,8 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
 def test_the_displacement_is_the_real_one_since_the_anchor(optimizer_name):
     model = make_model()
-    loader = make_loader(crest.Crest.paper(error_threshold=1e9), model=model, budget=1)
+    strategy = crest.Crest.paper(error_threshold=1e9, max_coreset_uses=None)
+    loader = make_loader(strategy, model=model, budget=1)
     optimizer = OPTIMIZERS[optimizer_name](model.parameters())
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
     anchor = flatten(list(model.parameters()))
@@ -159,9 +161,8 @@ def test_a_check_passes_only_its_subset_forward(check):
 
 def test_coresets_are_kept_whole_and_none_comes_twice_before_all_were_used():
     model = make_model()
-    loader = make_loader(
-        crest.Crest.paper(error_threshold=1e9, coreset_multiplier=5), model=model, budget=0.6
-    )
+    strategy = crest.Crest.paper(error_threshold=1e9, coreset_multiplier=5, max_coreset_uses=None)
+    loader = make_loader(strategy, model=model, budget=0.6)
     batches = []
     train(loader, model, on_step=lambda x, y, w: batches.append((x, w)))
     assert len(batches) == 15
@@ -201,7 +202,7 @@ def test_each_coreset_is_trained_on_no_more_often_than_is_allowed(interval, uses
         interval_multiplier=interval,
         error_threshold=1e9,
         exclusion_interval=None,
-        advanced=crest.CrestAdvanced(max_coreset_uses=uses),
+        max_coreset_uses=uses,
     )
     loader = make_loader(strategy, model=model, budget=1)
     used = []
@@ -377,6 +378,7 @@ def test_subsets_of_shared_candidates_are_stratified_too():
         ({"features": "inputs"}, "features must be logits, input or weight; got 'inputs'"),
         ({"curvature": "all"}, "curvature must be trainable, head or none; got 'all'"),
         ({"curvature_coresets": 0}, "curvature_coresets must be >= 1 or None"),
+        ({"max_coreset_uses": 0}, "max_coreset_uses must be >= 1 and"),
         (
             {"error_threshold": "Auto"},
             "error_threshold must be >= 0 and finite or .auto.; got 'Auto'",
@@ -401,7 +403,6 @@ def test_settings_out_of_range_are_refused(settings, message):
         ({"max_check_interval": 0}, "max_check_interval must be >= 1"),
         ({"max_coresets": 0}, "max_coresets must be >= 1"),
         ({"check_size": 0}, "check_size must be >= 1 or None"),
-        ({"max_coreset_uses": 0}, "max_coreset_uses must be >= 1"),
         ({"readmit_after": 0}, "readmit_after must be >= 1"),
         ({"probe_interval": 0}, "probe_interval must be >= 1"),
         ({"forward_price": 0}, "forward_price must be > 0"),
@@ -451,6 +452,7 @@ def test_a_paired_check_sees_no_sampling_noise(norm):
             check=check,
             subset_size=48,
             error_threshold=0.02,  # losses of a new network differ little from each other
+            max_coreset_uses=None,
             advanced=crest.CrestAdvanced(check_size=16),
         )
         loader = make_loader(strategy, model=model, dataset=NoisyData(), budget=0.3)
@@ -654,7 +656,7 @@ def test_the_part_of_the_loss_model_that_predicted_best_is_asked(loss_model):
 
 
 def test_a_loss_that_is_quadratic_is_predicted_by_all_of_the_model():
-    strategy = crest.Crest.paper(subset_size=8, exclusion_interval=None)
+    strategy = crest.Crest.paper(subset_size=8, exclusion_interval=None, max_coreset_uses=None)
     history = train_bowl(strategy, lr=0.01)
     checks = [record for record in history.records if "relative_error" in record]
     assert {record["order"] for record in checks} == {2}

@@ -25,8 +25,8 @@ def loss_model_errors(history: History) -> list[dict[str, Any]]:
     Returns:
         For each check its `step`, the `distance` ||delta|| from the anchor, `age`, the steps since
         the anchor (None where a checkpoint cut off the anchor's record), `relative_error` (rho),
-        `predicted_loss` F(delta), `check_loss` L^r with its standard error `check_loss_error`, and
-        `anchor_loss` F(0).
+        `predicted_loss`, by F or the part of it that was asked, `check_loss` L^r with its standard
+        error `check_loss_error`, and `anchor_loss` F(0).
 
     Raises:
         TypeError: If `history` is none.

@@ -36,7 +36,6 @@ def compare(
     linear, quadratic = model.linear_term(displacement), model.quadratic_term(displacement)
     predicted = [model.loss, model.loss + linear, model.loss + linear + quadratic]
     return [relative_error(loss, measured) for loss in predicted], {
-        "predicted_loss": predicted[-1],
         "check_loss": measured,
         "check_loss_error": float(noise.std(correction=0)) / math.sqrt(len(losses)),
         "anchor_loss": model.loss,

@@ -206,7 +206,9 @@ class CrestPlanner:
         order = self._track_record.order if self._settings.loss_model == "best" else 2
         self._track_record.observe(errors)
         constant, linear, quadratic = errors
+        terms = (record["anchor_loss"], record["linear_term"], record["quadratic_term"])
         return record | {
+            "predicted_loss": sum(terms[: order + 1]),
             "relative_error": errors[order],
             "order": order,
             "error_constant": constant,
@@ -337,7 +339,7 @@ class CrestPlanner:
 
     def _steps_left(self, step: int) -> float:
         """Count the steps that the coresets may still serve."""
-        uses = self._settings.advanced.max_coreset_uses
+        uses = self._settings.max_coreset_uses
         if uses is None:
             return math.inf
         return self._selected_at + uses * self._schedule.num_coresets - step
