@@ -13,8 +13,7 @@ import crest
 WORLD = 2
 
 
-def train(rank, store):
-    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=WORLD)
+def train(rank):
     torch.manual_seed(0)
     criterion = nn.CrossEntropyLoss(reduction="none")
     data = TensorDataset(torch.randn(800, 10), torch.randint(4, (800,)))
@@ -34,10 +33,15 @@ def train(rank, store):
             optimizer.step()
     if rank == 0:
         print(f"{loader.history.steps} steps of 32, {loader.history.updates} selections")
+
+
+def run(rank, store):
+    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=WORLD)
+    train(rank)  # its model goes before the group that it sends by, or torch may stand still
     distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         address = (Path(folder) / "store").as_uri()
-        multiprocessing.start_processes(train, (address,), WORLD, start_method="fork")
+        multiprocessing.start_processes(run, (address,), WORLD, start_method="fork")
