@@ -98,7 +98,7 @@ def test_a_folder_that_is_read_only_is_named(tmp_path, capsys):
 
 
 def test_ctrl_c_saves_and_the_next_start_goes_on(tmp_path):
-    words = ["run", "digits", "--network=mlp", "--epochs=100", "--strategy=crest_paper"]
+    words = ["run", "digits", "--network=mlp", "--epochs=3000", "--strategy=crest_paper"]
     words = [sys.executable, "-m", "crest", *words, "--threads=1", f"--out={tmp_path}"]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     assert "to train" in process.stderr.readline()
