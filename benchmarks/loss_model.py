@@ -22,7 +22,6 @@ import argparse
 import itertools
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +31,12 @@ from crest.lab.data.datasets import load_dataset
 from crest.lab.run.freed_memory import keep_freed_memory
 from crest.lab.run.learning_rate import learning_rate_factor
 from crest.looking.observer import Observer
-from crest.quadratic import SmoothedMoments, flatten, rademacher_probes
+from crest.quadratic import (
+    SmoothedMoments,
+    flatten,
+    gradient_and_hessian_diagonal,
+    rademacher_probes,
+)
 from crest.selection import facility_location
 
 BATCH_SIZE, SUBSET_SIZE, CORESETS, LR = 128, 500, 5, 0.1
@@ -45,9 +49,9 @@ class Study:
     """Trains, and stops for anchors."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.views = load_dataset("cifar10", arguments.data_dir).make_views("cpu", augment=True)
-        torch.manual_seed(arguments.seed)
         data = load_dataset("cifar10", arguments.data_dir)
+        self.views = data.make_views("cpu", augment=True)
+        torch.manual_seed(arguments.seed)
         self.model = data.build_network("resnet20").to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=LR, momentum=0.9, weight_decay=5e-4
@@ -78,9 +82,9 @@ class Study:
         found, probed = [], []
         for coreset in coresets:
             (probe,) = rademacher_probes(self.parameters, 1, self.generator)
-            gradient, product = self._derivatives(coreset, probe)
+            gradient, diagonal = self._derivatives(coreset, probe)
             found.append(gradient)
-            probed.append(flatten(probe) * product)
+            probed.append(diagonal)
         gradient = torch.stack(found).mean(0)
         smooth, curvature = gradients.update(gradient, probed[0])
         without_noise = pairs.update(torch.stack(probed))
@@ -129,13 +133,12 @@ class Study:
     def _derivatives(
         self, coreset: tuple[Tensor, Tensor, Tensor], direction: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Give the gradient of a coreset, and the Hessian times a direction."""
+        """Give the gradient of a coreset, and a direction times the Hessian's product with it."""
         inputs, targets, weights = coreset
         with self.observer.differentiable_losses((inputs, targets)) as losses:
-            loss = (losses * weights).mean()
-            gradient = torch.autograd.grad(loss, self.parameters, create_graph=True)
-            product = torch.autograd.grad(gradient, self.parameters, grad_outputs=direction)
-        return flatten(gradient), flatten(product)
+            return gradient_and_hessian_diagonal(
+                (losses * weights).mean(), self.parameters, [direction]
+            )
 
     def _curvature_along(
         self, start: list[Tensor], coreset: tuple[Tensor, Tensor, Tensor], delta: Tensor
@@ -145,9 +148,9 @@ class Study:
         parts = delta.split(sizes)
         direction = [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
         self._set(start)
-        _, product = self._derivatives(coreset, direction)
+        _, products = self._derivatives(coreset, direction)
         self._set(now)
-        return float(product @ delta)
+        return float(products.sum())
 
     @torch.no_grad()
     def _set(self, values: list[Tensor]) -> None:
@@ -172,12 +175,6 @@ class SmoothedPairs:
         return (self._squares / (1 - self._beta**self._round)).clamp(min=0).sqrt()
 
 
-def stages(steps: int) -> Iterator[tuple[str, int]]:
-    """Give each learning rate and the step of its first anchor."""
-    for name, share in STAGES.items():
-        yield name, round(share * steps)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", required=True, help="folder with cifar-10-batches-py")
@@ -191,8 +188,8 @@ def main() -> None:
     study = Study(arguments)
     gradients, pairs = SmoothedMoments((0.9, 0.999)), SmoothedPairs(0.999)
     step = 0
-    for name, first in stages(arguments.steps):
-        while step < first:
+    for name, share in STAGES.items():
+        while step < round(share * arguments.steps):
             study.step(*next(study.batches))
             step += 1
         found = [study.anchor(gradients, pairs) for _ in range(arguments.anchors)]

@@ -1,6 +1,6 @@
 """When coresets were updated, and why: the paper's Figure 4 (left) from saved runs.
 
-    python benchmarks/updates.py results/first-cifar10.json.xz
+    python benchmarks/updates.py results/first-cifar10.json
 
 reads the records that `crest compare` wrote and prints, for each tenth of training, the mean over
 seeds of the number of checks and updates, of T_1, and of the parts of the relative error rho; and
@@ -10,11 +10,11 @@ what rho would be of the constant, the linear and the quadratic part of the loss
 from __future__ import annotations
 
 import argparse
-import json
-import lzma
 import math
 import statistics
 from pathlib import Path
+
+from crest.lab.run.results import Results
 
 PARTS = 10
 COLUMNS = [
@@ -82,13 +82,8 @@ def summarize(runs: list[dict]) -> list[list[str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "results", type=Path, help="results.json of crest compare, or what is kept of it, .json.xz"
-    )
-    path = parser.parse_args().results
-    content = path.read_bytes()
-    text = lzma.decompress(content) if path.suffix == ".xz" else content
-    records = json.loads(text)
+    parser.add_argument("results", type=Path, help="results.json of crest compare")
+    records = Results(parser.parse_args().results).records
     runs = [record for record in records if record["strategy"] in ("crest", "crest_paper")]
     print(f"{len(runs)} runs of {runs[0]['steps']} steps\n")
     for cells in [COLUMNS, ["---"] * len(COLUMNS), *summarize(runs)]:

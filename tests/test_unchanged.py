@@ -33,12 +33,13 @@ def held_out():
     return DataLoader(TensorDataset(inputs[N:], targets[N:]), batch_size=M)
 
 
+OF_THEN = {"loss_model": "quadratic", "max_coreset_uses": None}  # there was nothing else
 STRATEGIES = {
     "crest": (lambda: crest.Crest(subset_size=24), 0.5),
     "crest_coresets": (lambda: crest.Crest(subset_size=24, switch_off=False), 0.5),
     "crest_paper": (
         lambda: crest.Crest.paper(
-            subset_size=12, error_threshold=0.2, curvature_coresets=None, max_coreset_uses=None
+            subset_size=12, error_threshold=0.2, curvature_coresets=None, **OF_THEN
         ),
         0.5,
     ),
@@ -49,9 +50,8 @@ STRATEGIES = {
             loss_threshold=1.0,
             low_looks=1,
             check="fresh",
-            loss_model="quadratic",
-            max_coreset_uses=None,
             curvature_coresets=None,
+            **OF_THEN,
         ),
         0.5,
     ),
@@ -61,10 +61,9 @@ STRATEGIES = {
             num_candidates=30,
             coreset_multiplier=2.0,
             error_threshold="auto",
-            loss_model="quadratic",
-            max_coreset_uses=None,
             curvature="head",
             switch_off=False,
+            **OF_THEN,
         ),
         0.5,
     ),

@@ -17,7 +17,7 @@ _DECAY = 0.9  # of a track record, a check: it is that of some ten checks
 
 
 def compare(
-    model: QuadraticModel, displacement: Tensor, losses: Tensor, noise: Tensor
+    model: QuadraticModel, displacement: Tensor, losses: Tensor, noise: Tensor, order: int
 ) -> tuple[list[float], dict[str, Any]]:
     """Compare F(delta) with the loss of the check subset, Eq. (10).
 
@@ -27,6 +27,7 @@ def compare(
         losses: Of the check subset V_r, shape (k,).
         noise: What the standard error of their mean is that of: the losses, or, where the same
             views were measured at the anchor, how they changed. Shape (k,).
+        order: Of the part of F that is asked, 0 to 2.
 
     Returns:
         rho of the constant, the linear and the quadratic part of F, each with those before it; and
@@ -36,6 +37,8 @@ def compare(
     linear, quadratic = model.linear_term(displacement), model.quadratic_term(displacement)
     predicted = [model.loss, model.loss + linear, model.loss + linear + quadratic]
     return [relative_error(loss, measured) for loss in predicted], {
+        "order": order,
+        "predicted_loss": predicted[order],
         "check_loss": measured,
         "check_loss_error": float(noise.std(correction=0)) / math.sqrt(len(losses)),
         "anchor_loss": model.loss,

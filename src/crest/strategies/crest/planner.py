@@ -190,6 +190,7 @@ class CrestPlanner:
 
     def _check(self, examples: Examples, model: QuadraticModel) -> dict[str, Any]:
         """Compare F(delta) with the loss of the check subset, Eq. (10)."""
+        order = self._track_record.order if self._settings.loss_model == "best" else 2
         with examples.timed("check"):
             if self._settings.check == "fresh":
                 (check_subset,) = self._draw_subsets(1, self._check_size)
@@ -200,17 +201,13 @@ class CrestPlanner:
             assert self._anchor is not None
             # A checkpoint may have come back on another device, anchor and model together.
             displacement = self._parameters(examples).to(self._anchor.device) - self._anchor
-            own, record = compare(model, displacement, losses, noise)
+            own, record = compare(model, displacement, losses, noise, order)
             # The rounding of one process must not send it another way than the others.
             errors = examples.mean_over_processes(torch.tensor(own, dtype=torch.float64)).tolist()
-        order = self._track_record.order if self._settings.loss_model == "best" else 2
         self._track_record.observe(errors)
         constant, linear, quadratic = errors
-        terms = (record["anchor_loss"], record["linear_term"], record["quadratic_term"])
         return record | {
-            "predicted_loss": sum(terms[: order + 1]),
             "relative_error": errors[order],
-            "order": order,
             "error_constant": constant,
             "error_linear": linear,
             "error_quadratic": quadratic,
@@ -322,8 +319,8 @@ class CrestPlanner:
             diagonal = diagonal + moments[1] / len(coresets)
         assert isinstance(gradient, Tensor)
         assert isinstance(diagonal, Tensor)
-        gradient, diagonal = map(examples.mean_over_processes, (gradient, diagonal))
-        measured = diagonal if num_probes else None
+        gradient = examples.mean_over_processes(gradient)
+        measured = examples.mean_over_processes(diagonal) if num_probes else None
         return QuadraticModel(loss, *self._moments.update(gradient, measured))
 
     @property
