@@ -28,7 +28,7 @@ COLUMNS: dict[str, str] = {
     "smoothed_loss": "average in which an older loss counts half of the next",
     "aum": "mean margin: probability of the given class less that of the strongest other",
     "forgotten": "how often a right prediction was followed by a wrong one, -1 if unknown",
-    "label_score": "0 to 1, low = suspicious",
+    "label_score": "0 to 1, low = suspicious: how likely the label is right",
     "is_label_issue": "whether its label is more likely wrong than right, as far as could be told",
     "given_label": "class in the data, -1 if unknown",
     "predicted_label": "class that the model preferred last, -1 if unknown",
@@ -62,7 +62,7 @@ def example_columns(
     observed = times > 0
     aum = _margin(known)
     given = known.get("given_label", torch.full((n,), -1))
-    score = ((1 + aum) / 2).clamp(0, 1)
+    score = known.get("label_score", ((1 + aum) / 2).clamp(0, 1))
     columns = {
         "index": torch.arange(n),
         "times_trained": ledger.trained,

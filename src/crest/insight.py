@@ -56,9 +56,10 @@ class Insight:
         `index`; `times_trained`, and of these `times_selected`; `num_observations`, `observed`;
         `last_loss` and `smoothed_loss`; `aum`, the mean margin (Pleiss et al., NeurIPS 2020, on
         probabilities); `forgotten`, how often a right prediction turned wrong (Toneva et al., ICLR
-        2019); `label_score`, (1 + aum) / 2, and `mistakenness`, 1 less that; `is_label_issue`, for
-        labels that are more likely wrong than right; `given_label` and `predicted_label`;
-        `left_out_since`, a step. Unknown are NaN, and -1 of integers; rows that
+        2019); `label_score`, how likely the label is right, with `record=True` the mean of that and
+        (1 + aum) / 2, which alone it is where too little is known, and `mistakenness`, 1 less that;
+        `is_label_issue`, for labels that are more likely wrong than right; `given_label` and
+        `predicted_label`; `left_out_since`, a step. Unknown are NaN, and -1 of integers; rows that
         are not `observed` have no scores.
 
         Of several processes each knows what all have trained on, and what training showed them up

@@ -136,6 +136,10 @@ def test_runs_that_diverge_are_named_and_the_others_shown(tmp_path, capsys, monk
             "run digits --strategy crest --option switch_off=no",
             "switch_off must be of type bool; got 'no'",
         ),
+        (
+            "run digits --strategy crest_paper --option exclusion_interval=none",
+            r"must be of type int \| None; got 'none'. None is written with a capital letter.",
+        ),
         ("run digits --option tau", "must look like subset_size=500; got 'tau'"),
         (
             "compare digits --strategies full --time-matched",

@@ -7,6 +7,7 @@ from crest.watching.audit import (
     LabelNoise,
     Predictions,
     estimate_label_noise,
+    score_labels,
     wrong_label_chance,
 )
 
@@ -112,3 +113,24 @@ def test_one_or_two_classes_are_no_trouble(classes):
     found = estimate_label_noise(seen)
     assert found.share == 0
     assert (wrong_label_chance(seen, found) == 0).all()
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["any class", "moved"])
+@pytest.mark.parametrize("noise", [0.05, 0.2, 0.4])
+def test_scores_rank_wrong_labels_at_least_as_margins_and_probabilities_do(noise, moved):
+    seen, wrong = make(min(noise, 0.3) if moved else noise, moved=moved)
+    score = auroc(-score_labels(seen, estimate_label_noise(seen)), wrong)
+    assert score > auroc(seen.p_other - seen.p_given, wrong) - 0.002
+    assert score > auroc(-seen.p_given, wrong) - 0.002
+
+
+def test_the_few_wrong_labels_of_clean_data_are_ranked_too():
+    seen, wrong = make(0.002)
+    none = LabelNoise.of_any_class(0.0)
+    assert auroc(-score_labels(seen, none), wrong) > 0.95
+
+
+def test_scores_are_margins_where_the_noise_is_unknown():
+    seen, _ = make(0.2, n=200)
+    margins = (1 + seen.p_given - seen.p_other) / 2
+    assert torch.equal(score_labels(seen, None), margins)

@@ -9,13 +9,13 @@ from crest.watching.examples import ExampleMemory
 N, C = 12, 5
 
 
-def told(logits, targets, indices, memory, now=0):
+def told(logits, targets, indices, memory):
     logits = logits.clone().requires_grad_()
     losses = functional.cross_entropy(logits, targets, reduction="none")
     (errors,) = torch.autograd.grad(losses.sum(), logits)
     memory.tell(indices, losses.detach())
     memory.tell_errors(indices, errors)
-    memory.take_in(now)
+    memory.take_in()
     return losses.detach(), logits.detach().softmax(1), errors
 
 
@@ -29,7 +29,7 @@ def test_the_first_look_is_kept_as_it_is():
     memory = ExampleMemory(N)
     logits, targets = make()
     indices = torch.randperm(N, generator=torch.Generator().manual_seed(1))
-    losses, p, errors = told(logits, targets, indices, memory, now=3)
+    losses, p, errors = told(logits, targets, indices, memory)
     assert torch.equal(memory.loss[indices], losses)
     assert torch.equal(memory.given[indices], targets.int())
     rows = torch.arange(N)
@@ -40,7 +40,6 @@ def test_the_first_look_is_kept_as_it_is():
     assert torch.allclose(memory.p_other[indices], rivals.amax(1), atol=1e-6)
     assert torch.allclose(memory.norm[indices], errors.norm(dim=1))
     assert torch.allclose(memory.sketch[indices].float(), errors, atol=1e-3)
-    assert (memory.seen_at == 3).all()
     assert memory.is_cross_entropy
 
 
@@ -97,7 +96,7 @@ def test_sequences_leave_their_losses_alone():
     memory = ExampleMemory(N)
     memory.tell(torch.arange(N), torch.ones(N))
     memory.tell_errors(torch.arange(N), torch.ones(N, 7, 3))
-    memory.take_in(0)
+    memory.take_in()
     assert memory.known.all()
     assert memory.num_outputs == 0
 
@@ -109,7 +108,7 @@ def test_losses_without_classes_are_noticed(kind):
     errors = outputs.sigmoid() - (outputs > 0).float() if kind == "several labels" else outputs
     memory.tell(torch.arange(N), torch.ones(N))
     memory.tell_errors(torch.arange(N), errors)
-    memory.take_in(0)
+    memory.take_in()
     assert not memory.is_cross_entropy
 
 
@@ -117,7 +116,7 @@ def test_losses_that_are_not_finite_are_named():
     memory = ExampleMemory(N)
     memory.tell(torch.tensor([3, 4]), torch.tensor([1.0, torch.nan]))
     with pytest.raises(ValueError, match="must be finite; got nan for example 4"):
-        memory.take_in(0)
+        memory.take_in()
 
 
 def test_a_million_examples_of_a_thousand_classes_fit():
@@ -125,7 +124,7 @@ def test_a_million_examples_of_a_thousand_classes_fit():
     errors = torch.randn(4, 1000)
     memory.tell(torch.arange(4), torch.ones(4))
     memory.tell_errors(torch.arange(4), errors)
-    memory.take_in(0)
+    memory.take_in()
     state = memory.state_dict()
     size = sum(t.numel() * t.element_size() for t in state.values() if torch.is_tensor(t))
     assert size < 120e6  # bytes: a hundred and some for each example
@@ -138,7 +137,7 @@ def test_a_memory_resumes():
     other.load_state_dict(memory.state_dict())
     second, _ = make(1)
     for one in (memory, other):
-        told(second, targets, torch.arange(N), one, now=1)
+        told(second, targets, torch.arange(N), one)
     for name, value in memory.state_dict().items():
         same = torch.equal(value, other.state_dict()[name]) if torch.is_tensor(value) else True
         assert same, name

@@ -283,8 +283,8 @@ class Knows(Protocol):
         Returns:
             What is known, of `num_observations`, `last_loss`, `smoothed_loss`, `given_label`,
             `predicted_label`, `p_given` and `p_other`, the probabilities of the given class and of
-            its strongest rival, and `is_label_issue`, for examples that were left out as
-            suspicious; each of shape (n,), NaN or -1 where unknown.
+            its strongest rival, `label_score`, 0 to 1, low = suspicious, and `is_label_issue`, for
+            examples that were left out as suspicious; each of shape (n,), NaN or -1 where unknown.
         """
         ...
 

@@ -7,7 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["LabelNoise", "Predictions", "estimate_label_noise", "wrong_label_chance"]
+__all__ = [
+    "LabelNoise",
+    "Predictions",
+    "estimate_label_noise",
+    "score_labels",
+    "wrong_label_chance",
+]
 
 _SUREST = 0.05  # share of the predictions that are looked at, of all and of each class
 _ENOUGH, _MOST = 250, 0.2  # at least so many, as long as they are no larger share
@@ -16,6 +22,7 @@ _FEWEST_OF_CLASS = 10
 _TIE = 1e-3  # of ranks, kept in half precision
 _CONFUSED = 2.0  # times as often one way as the other: a model's own confusions may be so uneven
 _ERRORS = 2.0  # standard errors beyond that, for labels to be moved on purpose
+_ALWAYS = 0.01  # share of labels of any class that a ranking allows for: none would rank nothing
 
 
 class Predictions(NamedTuple):
@@ -165,3 +172,23 @@ def wrong_label_chance(seen: Predictions, noise: LabelNoise) -> Tensor:
     ).clamp(0, 1)
     wrong = each * (1 - is_given) + moved * is_other
     return wrong / (wrong + stays[given] * is_given).clamp(min=1e-12)
+
+
+def score_labels(seen: Predictions, noise: LabelNoise | None) -> Tensor:
+    """Score labels so that those that look wrong come first.
+
+    The chance to be right ranks labels of any class as their smoothed loss does, and labels moved
+    to another class as the margin does, or better (docs/results/labels.md).
+
+    Args:
+        seen: Of k examples.
+        noise: As estimated; None: unknown.
+
+    Returns:
+        The chance that each label is right, in a data set of which at least 1 % are any class;
+        (1 + margin) / 2 where the noise is unknown; in [0, 1], low = suspicious, float32, shape
+        (k,).
+    """
+    if noise is None:
+        return ((1 + seen.p_given - seen.p_other) / 2).clamp(0, 1)
+    return 1 - wrong_label_chance(seen, noise._replace(uniform=max(noise.uniform, _ALWAYS)))

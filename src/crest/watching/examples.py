@@ -16,7 +16,6 @@ _COLUMNS = 32  # of a derivative that are kept; more outputs are sketched
 
 _FIELDS: dict[str, tuple[torch.dtype, float]] = {
     "times_seen": (torch.int32, 0),
-    "seen_at": (torch.int64, -1),
     "loss": (torch.float32, math.nan),
     "norm": (torch.float32, math.nan),
 }
@@ -33,7 +32,6 @@ class ExampleMemory(SmoothedPredictions):
 
     Attributes:
         times_seen: int32, shape (n,).
-        seen_at: Number of the pass in which it was seen last, -1 before, int64, shape (n,).
         loss: Smoothed loss, NaN before, float32, shape (n,).
         norm: Of the last derivative of the loss by the outputs, float32, shape (n,).
         sketch: The last derivative by the outputs: as it is up to 32 entries, else its products
@@ -46,7 +44,6 @@ class ExampleMemory(SmoothedPredictions):
     """
 
     times_seen: Tensor
-    seen_at: Tensor
     loss: Tensor
     norm: Tensor
 
@@ -103,11 +100,8 @@ class ExampleMemory(SmoothedPredictions):
         # Few outputs are kept as they are, and read together: a step has better things to do.
         self._errors.append((indices, told if errors.shape[1] <= _COLUMNS else self._digest(told)))
 
-    def take_in(self, now: int) -> int:
+    def take_in(self) -> int:
         """Bring the fields up to date.
-
-        Args:
-            now: Number of the pass.
 
         Returns:
             How many examples were heard of.
@@ -120,7 +114,7 @@ class ExampleMemory(SmoothedPredictions):
         if not count:
             return 0
         for indices, values, _ in _runs_of_distinct(heard):
-            self._take_losses(indices, values["losses"], now)
+            self._take_losses(indices, values["losses"])
         self._losses = []
         told, self._errors = self._errors, []
         for indices, values, sizes in _runs_of_distinct(told):
@@ -154,7 +148,7 @@ class ExampleMemory(SmoothedPredictions):
             self._signs[device] = (signs / math.sqrt(_COLUMNS)).to(device)
         return self._signs[device]
 
-    def _take_losses(self, indices: Tensor, losses: Tensor, now: int) -> None:
+    def _take_losses(self, indices: Tensor, losses: Tensor) -> None:
         losses = losses.float().cpu()
         bad = (~losses.isfinite()).nonzero()
         if len(bad):
@@ -164,7 +158,6 @@ class ExampleMemory(SmoothedPredictions):
             )
         self.loss[indices] = averaged(self.loss[indices], losses)
         self.times_seen[indices] += 1
-        self.seen_at[indices] = now
 
     def _take_digest(self, indices: Tensor, digest: dict[str, Tensor], sizes: list[int]) -> None:
         digest = {name: value.cpu() for name, value in digest.items()}
@@ -182,7 +175,7 @@ class ExampleMemory(SmoothedPredictions):
 
     def state_dict(self) -> dict[str, Any]:
         """Return all fields, with what was told taken in."""
-        self.take_in(int(self.seen_at.max()) if self._num_examples else 0)
+        self.take_in()
         fields = {name: getattr(self, name).clone() for name in (*_FIELDS, *PREDICTED)}
         return {
             **fields,

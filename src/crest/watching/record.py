@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crest.watching.audit import estimate_label_noise, wrong_label_chance
+from crest.watching.audit import estimate_label_noise, score_labels, wrong_label_chance
 from crest.watching.predictions import OFF, PREDICTED, SmoothedPredictions, averaged, read_errors
 
 __all__ = ["ExampleRecord"]
@@ -162,21 +162,20 @@ class ExampleRecord(SmoothedPredictions):
         self.take_in()
         names = ["num_observations", "last_loss", "smoothed_loss"]
         issues = torch.zeros(len(self.last_loss), dtype=torch.bool)
+        found = {"is_label_issue": issues}
         if self.is_classification:
             names += ["given", "predicted_label", "p_given", "p_other", "forgotten", "aum"]
             rows = (self.num_margins > 0).nonzero().squeeze(1)
-            issues[rows] = self._look_wrong(rows)
+            seen = self.predictions(rows, self.num_classes)
+            noise = estimate_label_noise(seen)
+            if noise is not None:  # enough examples to tell
+                issues[rows] = wrong_label_chance(seen, noise) > 0.5
+            score = torch.full(issues.shape, math.nan)
+            score[rows] = (score_labels(seen, noise) + (1 + self.aum[rows]) / 2) / 2
+            found["label_score"] = score
         columns = {"given": "given_label"}
         known = {columns.get(name, name): getattr(self, name).clone() for name in names}
-        return known | {"is_label_issue": issues}
-
-    def _look_wrong(self, rows: Tensor) -> Tensor:
-        """Tell which labels are more likely wrong than right, shape of `rows`."""
-        seen = self.predictions(rows, self.num_classes)
-        noise = estimate_label_noise(seen)
-        if noise is None:  # too few examples to tell
-            return torch.zeros(len(rows), dtype=torch.bool)
-        return wrong_label_chance(seen, noise) > 0.5
+        return known | found
 
     def state_dict(self) -> dict[str, Any]:
         """Return all fields, with what was told taken in."""

@@ -269,7 +269,8 @@ def build_strategy(
         if not _fits(value, hints[option]):
             hint = hints[option]
             wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-            raise ValueError(f"{option} must be of type {wanted}; got {value!r}.")
+            none = " None is written with a capital letter." if value in ("none", "null") else ""
+            raise ValueError(f"{option} must be of type {wanted}; got {value!r}.{none}")
     held_out = {}
     if entry.needs_validation:
         empty: DataLoader[Any] = DataLoader(TensorDataset(torch.empty(0)))

@@ -13,7 +13,12 @@ from torch import Tensor
 from crest.pool import Deck
 from crest.strategies.online.rules import class_shares, draw_by_norm, pick_cover, repeats
 from crest.strategies.protocol import Examples, MiniBatch, Region, Task
-from crest.watching.audit import LabelNoise, estimate_label_noise, wrong_label_chance
+from crest.watching.audit import (
+    LabelNoise,
+    estimate_label_noise,
+    score_labels,
+    wrong_label_chance,
+)
 from crest.watching.examples import ExampleMemory
 
 if TYPE_CHECKING:
@@ -101,14 +106,18 @@ class OnlinePlanner:
     def knowledge(self) -> dict[str, Tensor]:
         """Tell what is known of each example, see `Knows`."""
         memory = self._memory
-        memory.take_in(self._pass)
+        memory.take_in()
         known = {"num_observations": memory.times_seen, "smoothed_loss": memory.loss}
         if memory.num_outputs > 1 and memory.is_cross_entropy:
+            rows = memory.known.nonzero().squeeze(1)
+            score = torch.full((len(memory.given),), math.nan)
+            score[rows] = score_labels(memory.predictions(rows, memory.num_outputs), self._noise)
             known |= {
                 "given_label": memory.given,
                 "predicted_label": memory.given.where(memory.margin >= 0, memory.other),
                 "p_given": memory.p_given,
                 "p_other": memory.p_other,
+                "label_score": score,
                 "is_label_issue": self._left_out,
             }
         return {name: values.clone() for name, values in known.items()}
@@ -132,7 +141,7 @@ class OnlinePlanner:
                 "the first pass is random; selection begins with step %d",
                 self.first_selected_step + 1,
             )
-        self._memory.take_in(self._pass)
+        self._memory.take_in()
         known = self._memory.known
         unknown = n - int(known.sum())
         if self._drawn and unknown == n and not self._task.is_preview:
