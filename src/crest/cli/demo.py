@@ -30,7 +30,7 @@ __all__ = ["add_to"]
 _ONLINE = word_of(OnlineSelection)
 _STRATEGIES = (_ONLINE, word_of(Random), word_of(Full))
 _SEEDS = (0, 1, 2)
-_EPOCHS = 20  # of full training; the others take half of its steps
+_EPOCHS = 16  # of full training; the others take half of its steps
 _WRONG = 0.2
 _PARTS = {"clean labels": 0.0, "a fifth of the labels wrong": _WRONG}
 
