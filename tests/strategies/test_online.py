@@ -130,8 +130,10 @@ def test_a_long_tail_is_balanced_and_drawn_by_chance():
 
 def test_two_classes_are_drawn_by_chance():
     inputs, given, _ = make_data(classes=2)
-    record = last(run(OnlineSelection(), (inputs, given), outputs=2))
-    assert record["rule"] == "chance"
+    loader = run(OnlineSelection(), (inputs, given), outputs=2)
+    assert last(loader)["rule"] == "chance"
+    assert not any(record["selected"] for record in loader.history.records)  # it says so
+    assert loader.history.updates == sum(loader.examples()["times_selected"]) == 0
 
 
 @pytest.mark.parametrize("rule", ["cover", "norm", "chance"])
@@ -141,6 +143,7 @@ def test_each_part_can_be_set(rule):
     assert record["rule"] == rule
     assert record["left_out"] == 0
     assert record["balance"] == 0
+    assert record["selected"] == (rule != "chance")
 
 
 def test_a_given_share_of_noise_is_taken_at_its_word():

@@ -154,9 +154,11 @@ class OnlinePlanner:
             else:
                 situation = self._read_situation(known)
                 batches = self._selected_batches(situation)
+                tells = situation.rule != "chance" or situation.balance > 0
+                selects = tells or bool(self._doubt.any())
                 record = {
-                    "updated": True,
-                    "selected": True,
+                    "updated": selects,
+                    "selected": selects,
                     "left_out": int(self._left_out.sum()),
                     **situation._asdict(),
                 }

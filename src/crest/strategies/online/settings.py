@@ -19,7 +19,7 @@ __all__ = ["OnlineSelection"]
     line="By what training itself shows, seen without a line in the loop, as the data asks",
     needs=("losses", "outputs"),
     style=("#cc79a7", "--"),
-    unselected="the first pass over the data is random",
+    unselected="the first pass is random, and later ones where nothing tells what to choose",
 )
 @dataclass(frozen=True, kw_only=True)
 class OnlineSelection:
