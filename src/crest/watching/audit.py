@@ -177,8 +177,8 @@ def wrong_label_chance(seen: Predictions, noise: LabelNoise) -> Tensor:
 def score_labels(seen: Predictions, noise: LabelNoise | None) -> Tensor:
     """Score labels so that those that look wrong come first.
 
-    The chance to be right ranks labels of any class as their smoothed loss does, and labels moved
-    to another class as the margin does, or better (docs/results/labels.md).
+    The chance to be right ranks labels of any class as the smoothed loss does, and labels moved to
+    another class as the margin does, or better (docs/results/default.md).
 
     Args:
         seen: Of k examples.
