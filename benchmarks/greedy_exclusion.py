@@ -4,6 +4,8 @@
         --strategies random,greedy,greedy_excluding --seeds 0 --epochs 40 --data-dir DIR \
         --threads 1 --autocast bfloat16 --compile default --diagnostics excluded --out runs
     ... --strategies greedy_excluding --option low_looks=1 ...
+    ... --strategies greedy_excluding --option min_pool=40000 ...   # the floor of the authors' code
+    ... --strategies greedy_excluding --option readmit_after=10 ...
 
 A new coreset for each step, as `GreedyMiniBatch` has it, and the exclusion of Sec. 4.3 by the
 losses of these selections.
@@ -33,11 +35,15 @@ class GreedyExcluding:
         low_looks: As in `LearnedExamples`.
         interval: T_2.
         loss_threshold: alpha.
+        min_pool: As in `crest.CrestAdvanced`.
+        readmit_after: As in `crest.CrestAdvanced`.
     """
 
     low_looks: int = 3
     interval: int = 20
     loss_threshold: float = 0.1
+    min_pool: int | None = None
+    readmit_after: int | None = None
 
     def start(self, task: Task) -> _Planner:
         """Begin a run, see `Strategy.start`."""
@@ -49,9 +55,14 @@ class _Planner:
         self._task = task
         self._subset_size = default_subset_size(None, task)
         n = task.num_examples
-        self._pool = Pool(n, min_pool=max(self._subset_size, math.ceil(0.1 * n)))
+        min_pool = settings.min_pool or math.ceil(0.1 * n)
+        self._pool = Pool(n, min_pool=max(self._subset_size, min_pool))
         self._learned = LearnedExamples(
-            n, settings.interval, settings.loss_threshold, low_looks=settings.low_looks
+            n,
+            settings.interval,
+            settings.loss_threshold,
+            low_looks=settings.low_looks,
+            readmit_after=settings.readmit_after,
         )
 
     @property
@@ -61,6 +72,7 @@ class _Planner:
     def next_region(self, examples: Examples, step: int) -> Region:
         dropped = self._pool.exclude(*self._learned.collect(step), examples.labels)
         self._learned.note_excluded(dropped)
+        self._pool.readmit(self._learned.collect_returning())
         subsets = self._pool.draw(
             self._task.batches_per_step, self._subset_size, self._task.generator
         )
