@@ -269,7 +269,8 @@ def build_strategy(
         if not _fits(value, hints[option]):
             hint = hints[option]
             wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-            none = " None is written with a capital letter." if value in ("none", "null") else ""
+            is_none = isinstance(value, str) and value.lower() in ("none", "null")
+            none = " None is written with a capital letter." if is_none else ""
             raise ValueError(f"{option} must be of type {wanted}; got {value!r}.{none}")
     held_out = {}
     if entry.needs_validation:
