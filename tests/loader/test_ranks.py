@@ -133,7 +133,8 @@ def test_what_training_shows_one_process_all_know(strategy):
     options = {"epochs": 6}
     ((alone, batches, _, _),) = run_on(1, train_with, strategy, options)
     answers = run_on(2, train_with, strategy, options)
-    assert answers[0][2][-1]["selected"]
+    last = answers[0][2][-1]
+    assert last["selected"] or "rule" in last  # so much was seen that it could choose
     planners = [state["planner"] for _, _, _, state in answers]
     same(*planners)
     for flat, *_ in answers:

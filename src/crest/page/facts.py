@@ -129,7 +129,7 @@ def gallery_groups(columns: Mapping[str, Column]) -> list[dict[str, Any]]:
             "suspicious",
             "Suspicious labels",
             "Labels that look wrong; then others that the model contradicts, most clearly first.",
-            issues if issues.sum() >= _ENOUGH else rated & (issues | (score < 0.5)),
+            issues if issues.sum() >= _ENOUGH else rated & (issues | (columns["aum"] < 0)),
             score - 2 * issues,
         ),
         ("hardest", "Hardest", "The largest smoothed losses.", seen & ~np.isnan(loss), -loss),
