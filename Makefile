@@ -4,7 +4,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt --edita
 
 .PHONY: demo test docs clean
 
-demo: .venv/cli  ## what it does, in a minute: digits, with clean and with wrong labels
+demo: .venv/cli  ## what it does, in a minute and a half: digits, with clean and with wrong labels
 	$(BIN)/crest demo
 
 test: .venv/dev  ## format, lint, types, tests and doctests

@@ -43,7 +43,7 @@ def add_to(commands: Any) -> None:
     """
     parser = commands.add_parser(
         "demo",
-        help="what it does, in a minute: digits, with clean and with wrong labels, no download",
+        help="what it does, in a minute and a half: digits, clean and wrong labels, no download",
         allow_abbrev=False,
     )
     parser.add_argument(
