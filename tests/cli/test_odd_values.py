@@ -100,7 +100,13 @@ def test_a_folder_that_is_read_only_is_named(tmp_path, capsys):
 def test_ctrl_c_saves_and_the_next_start_goes_on(tmp_path):
     words = ["run", "digits", "--network=mlp", "--epochs=3000", "--strategy=crest_paper"]
     words = [sys.executable, "-m", "crest", *words, "--threads=1", f"--out={tmp_path}"]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that runs tests in its background has them ignore Ctrl-C, and what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert "to train" in process.stderr.readline()
     lock = tmp_path / "under-way"
     while not lock.exists():
