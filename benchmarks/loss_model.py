@@ -19,9 +19,11 @@ means over the anchors of a learning rate. g and diag(H) are smoothed over ancho
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import statistics
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +44,7 @@ from crest.selection import facility_location
 BATCH_SIZE, SUBSET_SIZE, CORESETS, LR = 128, 500, 5, 0.1
 HORIZONS = (1, 2, 3, 5, 10, 20)
 STAGES = {"0.03 to 0.1": 0.05, "0.1": 0.4, "0.01": 0.68, "0.001": 0.9}  # when, of all steps
+Errors = dict[str, list[float]]
 CRITERION = nn.CrossEntropyLoss(reduction="none")
 
 
@@ -126,9 +129,29 @@ class Study:
 
     def _coreset(self) -> tuple[Tensor, Tensor, Tensor]:
         inputs, targets = self._read()
-        seen = self.observer.last_layer_gradients((inputs, targets))
-        rows, sizes = facility_location(seen.input_gradients.flatten(1), BATCH_SIZE)
-        return inputs[rows], targets[rows], sizes.float() * BATCH_SIZE / SUBSET_SIZE
+        rows, weights = self._pick((inputs, targets))
+        return inputs[rows], targets[rows], weights
+
+    def _features(self, subset: tuple[Tensor, ...]) -> Tensor:
+        return self.observer.last_layer_gradients(subset).input_gradients.flatten(1)
+
+    def _pick(self, subset: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        rows, sizes = facility_location(self._features(subset), BATCH_SIZE)
+        return rows, sizes.float() * BATCH_SIZE / SUBSET_SIZE
+
+    def measure(
+        self, stages: dict[str, float], steps: int, at_anchor: Callable[[], Errors], anchors: int
+    ) -> Iterator[tuple[str, Errors]]:
+        """Train, and give for each learning rate the means over its anchors."""
+        step = 0
+        for name, share in stages.items():
+            while step < round(share * steps):
+                self.step(*next(self.batches))
+                step += 1
+            found = [at_anchor() for _ in range(anchors)]
+            step += anchors * HORIZONS[-1]
+            columns = {row: zip(*(one[row] for one in found), strict=True) for row in found[0]}
+            yield name, {row: [*map(statistics.fmean, at)] for row, at in columns.items()}
 
     def _derivatives(
         self, coreset: tuple[Tensor, Tensor, Tensor], direction: list[Tensor]
@@ -175,31 +198,28 @@ class SmoothedPairs:
         return (self._squares / (1 - self._beta**self._round)).clamp(min=0).sqrt()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def read_arguments(description: str) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data-dir", required=True, help="folder with cifar-10-batches-py")
     parser.add_argument("--steps", type=int, default=1560, help="of all training (default: 1560)")
     parser.add_argument("--anchors", type=int, default=4, help="of each rate (default: 4)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = read_arguments(__doc__.splitlines()[0])
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
     study = Study(arguments)
     gradients, pairs = SmoothedMoments((0.9, 0.999)), SmoothedPairs(0.999)
-    step = 0
-    for name, share in STAGES.items():
-        while step < round(share * arguments.steps):
-            study.step(*next(study.batches))
-            step += 1
-        found = [study.anchor(gradients, pairs) for _ in range(arguments.anchors)]
-        step += arguments.anchors * HORIZONS[-1]
+    at_anchor = functools.partial(study.anchor, gradients, pairs)
+    for name, errors in study.measure(STAGES, arguments.steps, at_anchor, arguments.anchors):
         print(f"\n| learning rate {name}, rho % after | {' | '.join(map(str, HORIZONS))} steps |")
         print("|---" * (len(HORIZONS) + 1) + "|")
-        for row in found[0]:
-            means = (
-                statistics.fmean(values) for values in zip(*(f[row] for f in found), strict=True)
-            )
+        for row, means in errors.items():
             print(f"| {row} | {' | '.join(f'{mean:.1f}' for mean in means)} |", flush=True)
 
 

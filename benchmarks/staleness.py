@@ -16,16 +16,14 @@ coreset is worth its weights, above 1 it is worse than chance. Means over the an
 
 from __future__ import annotations
 
-import argparse
 import statistics
 
 import torch
-from loss_model import BATCH_SIZE, CORESETS, STAGES, SUBSET_SIZE, Study
+from loss_model import BATCH_SIZE, CORESETS, STAGES, SUBSET_SIZE, Study, read_arguments
 from torch import Tensor
 
 from crest.lab.run.freed_memory import keep_freed_memory
 from crest.quadratic import flatten
-from crest.selection import facility_location
 
 HORIZONS = (0, 3, 10, 20)
 NUM_RANDOM, NUM_OTHERS = 6, 4  # mini-batches of 128; parts of 500
@@ -64,13 +62,6 @@ class Staleness(Study):
                 self.step(*way[k])
         return errors
 
-    def _features(self, subset: Batch) -> Tensor:
-        return self.observer.last_layer_gradients(subset).input_gradients.flatten(1)
-
-    def _pick(self, subset: Batch) -> tuple[Tensor, Tensor]:
-        rows, sizes = facility_location(self._features(subset), BATCH_SIZE)
-        return rows, sizes.float() * BATCH_SIZE / SUBSET_SIZE
-
     def _weigh(self, subset: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
         features = self._features(subset)
         nearest = torch.cdist(features, features[rows]).argmin(1)
@@ -95,28 +86,15 @@ class Staleness(Study):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", required=True, help="folder with cifar-10-batches-py")
-    parser.add_argument("--steps", type=int, default=1560, help="of all training (default: 1560)")
-    parser.add_argument("--anchors", type=int, default=4, help="of each rate (default: 4)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
+    arguments = read_arguments(__doc__.splitlines()[0])
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
     study = Staleness(arguments)
-    step = 0
-    for name, share in [*STAGES.items()][1:]:
-        while step < round(share * arguments.steps):
-            study.step(*next(study.batches))
-            step += 1
-        found = [study.age() for _ in range(arguments.anchors)]
-        step += arguments.anchors * HORIZONS[-1]
+    stages = dict([*STAGES.items()][1:])  # rates that stay for a while
+    for name, errors in study.measure(stages, arguments.steps, study.age, arguments.anchors):
         print(f"\n| learning rate {name}, after | {' | '.join(map(str, HORIZONS))} steps |")
         print("|---" * (len(HORIZONS) + 1) + "|")
-        for row in found[0]:
-            columns = zip(*(one[row] for one in found), strict=True)
-            means = (statistics.fmean(values) for values in columns)
+        for row, means in errors.items():
             print(f"| {row} | {' | '.join(f'{mean:.2f}' for mean in means)} |", flush=True)
 
 

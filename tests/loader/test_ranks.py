@@ -134,7 +134,7 @@ def test_what_training_shows_one_process_all_know(strategy):
     ((alone, batches, _, _),) = run_on(1, train_with, strategy, options)
     answers = run_on(2, train_with, strategy, options)
     last = answers[0][2][-1]
-    assert last["selected"] or "rule" in last  # so much was seen that it could choose
+    assert last["selected"] or last["rule"] == "chance"  # all was seen, and classes are few
     planners = [state["planner"] for _, _, _, state in answers]
     same(*planners)
     for flat, *_ in answers:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import crest
+from crest.watching.audit import estimate_label_noise, score_labels
 from crest.watching.predictions import read_errors
 from crest.watching.record import ExampleRecord
 from toys import CRITERION, make_loader, make_model, make_tensors
@@ -54,6 +55,9 @@ def test_each_row_is_what_the_loop_computed(tells):
     truth = run(loader, model, epochs=12, tells=tells)
     table = columns_of(loader.examples())
     assert sum(forgotten(seen) for seen in truth.values()) > 20  # there is something to count
+    record = loader._ledger.record
+    smooth = record.predictions(torch.arange(len(truth)), record.num_classes)
+    chances = score_labels(smooth, estimate_label_noise(smooth))
     for index, seen in truth.items():
         losses, margins = [one[0] for one in seen], [one[1] for one in seen]
         assert table["num_observations"][index] == len(seen) == table["times_trained"][index]
@@ -64,11 +68,9 @@ def test_each_row_is_what_the_loop_computed(tells):
         assert table["smoothed_loss"][index] == pytest.approx(smoothed, abs=1e-5)
         aum = sum(margins) / len(margins)
         assert table["aum"][index] == pytest.approx(aum, abs=1e-5)
-        score = table["label_score"][index]
-        assert (
-            (1 + aum) / 4 - 1e-5 <= score <= (3 + aum) / 4 + 1e-5
-        )  # half of it is the mean margin
-        assert table["mistakenness"][index] == pytest.approx(1 - score, abs=1e-6)
+        score = (float(chances[index]) + (1 + aum) / 2) / 2
+        assert table["label_score"][index] == pytest.approx(score, abs=1e-5)
+        assert table["mistakenness"][index] == pytest.approx(1 - score, abs=1e-5)
         assert table["predicted_label"][index] == seen[-1][2]
         assert table["given_label"][index] == seen[-1][3]
         assert table["forgotten"][index] == forgotten(seen)
