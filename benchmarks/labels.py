@@ -2,6 +2,7 @@
 
     python benchmarks/labels.py train --data-dir DIR --out results/labels.json
     python benchmarks/labels.py show results/labels.json
+    python benchmarks/labels.py rank runs/results.json --data-dir DIR --wrong-labels 0.2
 
 Trains ResNet-8 on CIFAR-10 at half the resolution, as `benchmarks/default.py` does, with some
 labels wrong, and ranks labels in several ways:
@@ -16,6 +17,9 @@ labels wrong, and ranks labels in several ways:
 `--situations` takes some of `noise 5`, `noise 20`, `noise 40`, `flipped 20`; `--methods` some of
 `random`, `online`, `folds`; `--seeds` which; `--examples` only so many images. Each finished run is
 kept, and the same command goes on where it stopped.
+
+`rank` tells the same of runs of `crest compare cifar10 --wrong-labels SHARE --diagnostics
+label_issues,label_scores`, of any network.
 """
 
 from __future__ import annotations
@@ -37,9 +41,12 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 import crest
+from crest.lab.data.datasets import load_dataset
 from crest.lab.data.image_data import ImageData
 from crest.lab.data.views import ImageViews
+from crest.lab.data.wrong_labels import with_wrong_labels
 from crest.lab.run.freed_memory import keep_freed_memory
+from crest.lab.run.results import Results
 
 SITUATIONS = ("noise 5", "noise 20", "noise 40", "flipped 20")
 METHODS = ("random", "online", "folds")
@@ -191,6 +198,28 @@ def show(records: list[dict[str, Any]]) -> None:
             )
 
 
+def rank(arguments: argparse.Namespace) -> None:
+    """Say how well runs of `crest compare` ranked and listed wrong labels."""
+    data: ImageData = load_dataset("cifar10", arguments.data_dir)
+    labels = with_wrong_labels(data, arguments.wrong_labels).train_labels
+    wrong = labels != data.train_labels
+    for record in Results(arguments.results).records:
+        scores, issues = (record["diagnostics"].get(f"label_{of}") for of in ("scores", "issues"))
+        if scores is None or issues is None:
+            continue
+        score = torch.tensor([math.nan if one is None else one for one in scores])
+        listed = torch.zeros(len(labels), dtype=torch.bool)
+        listed[[issue["index"] for issue in issues]] = True
+        known = ~score.isnan()
+        told = found(listed, wrong)
+        print(
+            f"{record['network']}, {record['strategy']}, seed {record['seed']}: "
+            f"{record['steps']} steps, accuracy {record['accuracy']:.2%}; "
+            f"AUROC {auroc(-score[known], wrong[known]):.4f}, {told['listed']} listed, "
+            f"precision {told['precision']:.3f}, recall {told['recall']:.3f}, F1 {told['f1']:.3f}"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -205,9 +234,15 @@ def main() -> None:
     one.add_argument("--folds", type=int, default=4)
     one.add_argument("--examples", type=int)
     commands.add_parser("show").add_argument("results", type=Path, nargs="+")
+    one = commands.add_parser("rank")
+    one.add_argument("results", type=Path)
+    one.add_argument("--data-dir", type=Path, required=True)
+    one.add_argument("--wrong-labels", type=float, required=True)
     arguments = parser.parse_args()
     if arguments.command == "show":
         show([record for path in arguments.results for record in read(path)])
+    elif arguments.command == "rank":
+        rank(arguments)
     else:
         run_all(arguments)
 

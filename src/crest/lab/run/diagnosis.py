@@ -31,6 +31,7 @@ DIAGNOSTICS = (
     "selections",  # 7b
     "excluded",  # 7a
     "label_issues",
+    "label_scores",
 )
 
 _GRADIENT_MEASUREMENTS = 10  # at most: each passes over thousands of examples
@@ -145,7 +146,8 @@ class Diagnosis:
             examples; `selections`, with the `histogram` of how often examples were trained
             on; `excluded`, a list of `step`, `excluded`, `accuracy` and `active_accuracy`;
             `label_issues`, a list of `index`, `given` and `predicted` label of what looks wrong in
-            the end, surest first, for strategies that tell.
+            the end, surest first, for strategies that tell; `label_scores`, the `label_score` of
+            `CoresetLoader.examples` of all examples, in ten-thousandths, None if unknown.
         """
         forgetting, selections = self._forgetting, self._selections
         results = {
@@ -161,6 +163,7 @@ class Diagnosis:
             "selections": {"histogram": selections.histogram()},
             "excluded": self._excluded,
             "label_issues": self._label_issues() if "label_issues" in self._names else None,
+            "label_scores": self._label_scores() if "label_scores" in self._names else None,
         }
         return {name: results[name] for name in DIAGNOSTICS if name in self._names}
 
@@ -173,6 +176,10 @@ class Diagnosis:
             {"index": int(k), "given": int(given[k]), "predicted": int(predicted[k])}
             for k in found[order]
         ]
+
+    def _label_scores(self) -> list[int | None]:
+        scores = np.asarray(self._loader.examples()["label_score"])
+        return [None if math.isnan(score) else round(10_000 * score) for score in scores.tolist()]
 
 
 def check_diagnostics(names: Sequence[str]) -> None:

@@ -105,7 +105,7 @@ def _train(
     num_steps = count_steps(settings, data)
     schedule_steps = settings.count_schedule_steps(_steps_per_epoch(settings, data))
     evaluate_at = evenly_spaced(num_steps, settings.evaluations)
-    loader, order = _make_loader(settings, data, views, called)
+    loader, order = _make_loader(settings, data, views, called, "label_scores" in diagnostics)
     optimizer = _make_optimizer(settings, model)
     scheduler = LambdaLR(
         optimizer,
@@ -236,7 +236,7 @@ def _steps_per_epoch(settings: RunSettings, data: LabelledData) -> int:
 
 
 def _make_loader(
-    settings: RunSettings, data: LabelledData, views: Views, model: nn.Module
+    settings: RunSettings, data: LabelledData, views: Views, model: nn.Module, record: bool = False
 ) -> tuple[crest.CoresetLoader, torch.Generator]:
     """Make the loader, and the generator of the order that full training takes."""
     dataset = cast(Dataset[Any], views)
@@ -264,6 +264,7 @@ def _make_loader(
         budget=settings.budget,
         seed=settings.seed,
         look=crest.Look(dtype=settings.autocast_dtype),
+        record=record,
     )
     return loader, generator
 
