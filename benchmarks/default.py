@@ -4,7 +4,7 @@
     python benchmarks/default.py train --data-dir DIR --out results/default.json --set test
     python benchmarks/default.py show results/default.json
     python benchmarks/default.py draw results/default.json --out docs/results/default.png
-    python benchmarks/default.py time --data-dir DIR
+    python benchmarks/default.py time --data-dir DIR --network mlp --batch-size 128
     python benchmarks/default.py read --data-dir DIR --situations "clean,noise 20" --seeds 10
 
 Trains ResNet-8 on CIFAR images at half the resolution, in batches of 64, at the peak rate 0.2 that
@@ -137,13 +137,15 @@ def training(
     lr: float,
     *,
     record: bool = False,
+    network: str = "resnet8",
+    batch_size: int = BATCH_SIZE,
 ) -> Iterator[tuple[nn.Module, crest.CoresetLoader]]:
     """Train once on views of some data, in the loop of the README; yield after each step."""
     torch.manual_seed(seed)
-    model = build_network("resnet8", 3, data.train_images.shape[-1], len(data.classes))
+    model = build_network(network, 3, data.train_images.shape[-1], len(data.classes))
     model = model.to(memory_format=torch.channels_last)
     loader = crest.CoresetLoader(
-        DataLoader(dataset, batch_size=BATCH_SIZE, shuffle=True, drop_last=True),
+        DataLoader(dataset, batch_size=batch_size, shuffle=True, drop_last=True),
         model,
         loss_fn=CRITERION,
         strategy=strategy,
@@ -257,14 +259,17 @@ def time_steps(arguments: argparse.Namespace) -> None:
     keep_freed_memory()
     data, _ = load("clean", arguments.data_dir, held_out=False)
     views = ImageViews(data, torch.device("cpu"))
+    how: dict[str, Any] = {"network": arguments.network, "batch_size": arguments.batch_size}
     runs = {
-        row: training(data, views, ROWS[row](0), 0, 10**9, LR / 10) for row in ("random", "default")
+        row: training(data, views, ROWS[row](0), 0, 10**9, LR / 10, **how)
+        for row in ("random", "default")
     }
-    for row, warmup in (("random", 20), ("default", 2 * (data.num_train // BATCH_SIZE) + 20)):
+    per_pass = data.num_train // arguments.batch_size
+    for row, warmup in (("random", 20), ("default", 2 * per_pass + 20)):
         for _ in range(warmup):
             next(runs[row])
     taken: dict[str, list[float]] = {row: [] for row in runs}
-    steps = data.num_train // BATCH_SIZE // 4  # one plan is among them
+    steps = per_pass // 4  # one plan is among them
     for turn in range(arguments.turns):
         for row in sorted(runs, reverse=turn % 2 == 1):
             start = time.process_time()
@@ -274,6 +279,8 @@ def time_steps(arguments: argparse.Namespace) -> None:
     for what, of in (("least", min), ("median", statistics.median), ("mean", statistics.mean)):
         random, default = of(taken["random"]), of(taken["default"])
         print(f"{what}: random {random:.2f} ms, default {default:.2f} ms, {default / random:.3f}")
+    more = [default - random for random, default in zip(*taken.values(), strict=True)]
+    print(f"default minus random, in turns: {plus_minus(more, sign=True)} ms")
 
 
 def accuracy(model: nn.Module, views: ImageViews, data: ImageData) -> float:
@@ -413,6 +420,8 @@ def main() -> None:
     timed = commands.add_parser("time")
     timed.add_argument("--data-dir", type=Path, required=True)
     timed.add_argument("--turns", type=int, default=20)
+    timed.add_argument("--network", choices=["resnet8", "resnet20", "mlp"], default="resnet8")
+    timed.add_argument("--batch-size", type=int, default=BATCH_SIZE)
     seen = commands.add_parser("read")
     seen.add_argument("--data-dir", type=Path, required=True)
     seen.add_argument("--situations", type=words, default=["clean", "noise 20", "flipped 20"])

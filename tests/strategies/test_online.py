@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import crest
 from baselines import assert_resumes
 from crest import OnlineSelection
-from crest.strategies.online.rules import class_shares, draw_by_norm, repeats
+from crest.strategies.online import rules
+from crest.strategies.online.rules import class_shares, draw_by_norm, pick_cover, repeats
 
 CRITERION = nn.CrossEntropyLoss(reduction="none")
 
@@ -243,6 +244,43 @@ def test_repeats_are_right_on_average():
     drawn = torch.stack([repeats(rates, generator) for _ in range(4000)]).double()
     assert torch.allclose(drawn.mean(0), rates.double(), atol=0.03)
     assert (drawn[:, 1] == 1).all()
+
+
+@pytest.mark.parametrize("r", [300, 260, 130])
+def test_a_large_mini_batch_is_covered_in_parts(r):
+    """Of 130 picks the three parts, each of a third of the candidates, give 44, 43 and 43."""
+    candidates = torch.randn(2, r, 3, generator=torch.Generator().manual_seed(0))
+    rows = pick_cover(candidates, 130)
+    assert rows.shape == (2, 130)
+    assert all(len(some.unique()) == 130 for some in rows)
+    if r < 132:  # so few candidates are cut into fewer parts, and all of them are picked
+        return
+    for group, picked in zip(candidates, rows, strict=True):
+        for k, part in enumerate(group[: r // 3 * 3].chunk(3)):
+            best = crest.facility_location(part, 44).indices
+            assert picked[k::3].tolist() == (best + k * (r // 3)).tolist()[: len(picked[k::3])]
+
+
+@pytest.mark.parametrize("m", [1, 7, 64])
+def test_a_small_mini_batch_is_covered_at_once(m):
+    candidates = torch.randn(3, 4 * m, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(pick_cover(candidates, m), crest.facility_location(candidates, m).indices)
+
+
+@pytest.mark.parametrize("strategy", [OnlineSelection(rule="cover"), crest.RememberedGradients()])
+def test_a_cover_takes_time_in_proportion_to_the_batch(strategy, monkeypatch):
+    """Distances among all candidates of a mini-batch of 1,024 would be 16 million."""
+    asked = []
+
+    def watched(features, size):
+        asked.append(tuple(features.shape))
+        return crest.facility_location(features, size)
+
+    monkeypatch.setattr(rules, "facility_location", watched)
+    inputs, targets, _ = make_data(n=6144)
+    loader = run(strategy, (inputs, targets), epochs=3, batch_size=1024)
+    assert last(loader)["updated"]
+    assert {r for _, r, _ in asked} == {256}
 
 
 def test_draws_by_norm_are_distinct_and_prefer_the_large():

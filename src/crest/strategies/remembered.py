@@ -12,8 +12,8 @@ from torch import Tensor
 
 from crest.checks import check_fields, optional, whole
 from crest.pool import Deck
-from crest.selection import facility_location
 from crest.strategies.coresets import resolve_num_candidates, split_subsets
+from crest.strategies.online.rules import pick_cover
 from crest.strategies.protocol import Examples, MiniBatch, Planner, Region, Task
 from crest.strategies.registry import register_strategy
 from crest.watching.memory import LastSeen
@@ -56,7 +56,8 @@ class RememberedGradients:
     `selected`. The gradients of all n examples stay in memory, and in checkpoints.
 
     Args:
-        num_candidates: r, in [m, n]. None: four mini-batches, or n if that is less.
+        num_candidates: r, in [m, n]. None: four mini-batches, or n if that is less. A mini-batch of
+            more than 64 is covered in parts, so that time grows with m and not with its square.
 
     Raises:
         TypeError: If a value is of a wrong kind.
@@ -173,7 +174,7 @@ class _RememberingPlanner:
 
     def _pick(self, gradients: Tensor, size: int) -> Tensor:
         """Pick rows of each set of gradients, shape (sets, r, d); int64, shape (sets, size)."""
-        return facility_location(gradients, size).indices
+        return pick_cover(gradients, size)
 
     def state_dict(self) -> dict[str, Any]:
         self._gradients.take_in()

@@ -72,10 +72,10 @@ class Bundle:
         if self._replay.takes_model or call.was_changed or not call.is_one_tensor:
             return False
         (output,), gradients, target = call.leaves, call.gradients[0], one.batch[1]
-        m = len(one.indices)
+        m = one.size
         if len(gradients) != 1 or not isinstance(target, Tensor) or not target.ndim:
             return False
-        if len(output) != m or len(target) != m or output.numel() > _MOST_NUMBERS:
+        if output.shape[0] != m or target.shape[0] != m or output.numel() > _MOST_NUMBERS:
             return False
         if self._calls:
             first, its = self._calls[0].leaves[0], self._batches[0].batch[1]
@@ -88,10 +88,9 @@ class Bundle:
                     return False
         # The loop may write over them: a CUDA graph does at its next step.
         output = output.clone()
-        self._calls.append(
-            dataclasses.replace(call, leaves=[output], versions=[output._version], inputs=[])
-        )
+        call.leaves, call.versions, call.inputs = [output], [output._version], []
         one.batch = (None, target.clone())
+        self._calls.append(call)
         self._batches.append(one)
         return True
 

@@ -28,7 +28,7 @@ class HandedOut:
         indices: Of its examples, int64, shape (m,).
         weights: Of its examples, shape (m,).
         batch: As the loss takes it, without weights.
-        taken: Which rows were taken in, bool, shape (m,).
+        num_taken: How many rows were taken in.
     """
 
     number: int
@@ -36,17 +36,22 @@ class HandedOut:
     indices: Tensor
     weights: Tensor
     batch: Any
-    taken: Tensor = field(init=False)
+    num_taken: int = field(default=0, init=False)
+    _taken: Tensor | None = field(default=None, init=False)  # bool, shape (m,), if it is a part
     _tensors: list[weakref.ref[Tensor]] = field(init=False)
 
     def __post_init__(self) -> None:
-        m = len(self.indices)
-        self.taken = torch.zeros(m, dtype=torch.bool)
+        m = self.size
         self._tensors = [
             weakref.ref(leaf)
             for leaf in _leaves(self.batch)
-            if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == m
+            if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == m
         ]
+
+    @property
+    def size(self) -> int:
+        """Number of examples; the length of a tensor takes ten times as long as its shape."""
+        return self.indices.shape[0]
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -58,9 +63,43 @@ class HandedOut:
         self.batch = None
 
     @property
+    def is_taken(self) -> bool:
+        """Whether all rows were taken in."""
+        return self.num_taken == self.size
+
+    @property
     def next_row(self) -> int:
         """First row that was not taken in."""
-        return int(self.taken.int().argmin())
+        return 0 if self._taken is None else int(self._taken.int().argmin())
+
+    def was_taken(self, start: int, size: int) -> bool:
+        """Tell whether some rows were all taken in.
+
+        Args:
+            start: The first.
+            size: How many.
+
+        Returns:
+            Whether they were.
+        """
+        if self._taken is None:
+            return self.is_taken
+        return bool(self._taken[start : start + size].all())
+
+    def take(self, start: int, size: int) -> None:
+        """Note that some rows were taken in.
+
+        Args:
+            start: The first.
+            size: How many.
+        """
+        if self._taken is None and size == self.size:
+            self.num_taken = size
+            return
+        if self._taken is None:
+            self._taken = torch.zeros(self.size, dtype=torch.bool)
+        self._taken[start : start + size] = True
+        self.num_taken = int(self._taken.sum())
 
     def part(self, start: int, size: int) -> Any:
         """Cut some rows out of the batch, for micro-batches.
@@ -72,7 +111,7 @@ class HandedOut:
         Returns:
             A batch of that many examples.
         """
-        m = len(self.indices)
+        m = self.size
         return self.batch if size == m else example_rows(self.batch, m, slice(start, start + size))
 
 
@@ -103,6 +142,9 @@ def example_rows(batch: Any, m: int, rows: Any) -> Any:
 
 def _leaves(batch: Any) -> Iterator[Any]:
     """List what a batch consists of; mappings that torch does not know, as BatchEncoding, too."""
+    if type(batch) in (list, tuple) and all(isinstance(leaf, Tensor) for leaf in batch):
+        yield from batch  # as most are: to flatten it takes longer
+        return
     for leaf in tree_flatten(batch)[0]:
         if isinstance(leaf, Mapping):
             yield from _leaves(dict(leaf))
@@ -139,7 +181,7 @@ class Call:
     @property
     def num_rows(self) -> int:
         """Rows of the output."""
-        return len(self.leaves[self.where[0]])
+        return int(self.leaves[self.where[0]].shape[0])
 
     @property
     def is_one_tensor(self) -> bool:

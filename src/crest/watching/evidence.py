@@ -62,7 +62,7 @@ def _row_in_memory(given: Tensor, base: Tensor) -> int | None:
         return None
     offset = given.data_ptr() - base.data_ptr()
     row, rest = divmod(offset, given.stride(0) * given.element_size())
-    return row if rest == 0 and 0 <= row <= len(base) - len(given) else None
+    return row if rest == 0 and 0 <= row <= base.shape[0] - given.shape[0] else None
 
 
 def _some_columns(given: Tensor) -> Tensor:

@@ -111,10 +111,10 @@ class Watch:
             found = find_by_inputs(call, [*reversed(self._waiting), *reversed(self._recent)])
             if found is not None:
                 one, start = found
-                if one.taken[start : start + call.num_rows].all():
+                if one.was_taken(start, call.num_rows):
                     continue  # seen before: a second forward of the same batch, as SAM has it
                 if self._in_a_row >= _REGULAR and start == 0 and self._bundle.add(call, one):
-                    self._check_off(one, slice(None))
+                    self._check_off(one, 0, one.size)
                     continue
             self._take_bundle()
             self._match(call, found)
@@ -193,7 +193,7 @@ class Watch:
             [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves],
             spec,
             where,
-            [given.detach() for given in _tensors(arguments, keywords)],
+            _detached(_tensors(arguments, keywords)),
         )
         for i in where:
             try:
@@ -231,9 +231,7 @@ class Watch:
         """
         if in_own_pass() or not self._waiting or self._depth:
             return False
-        seen = self._new_call(
-            [output.detach().clone()], _LEAF, [0], [given.detach() for given in inputs]
-        )
+        seen = self._new_call([output.detach().clone()], _LEAF, [0], _detached(inputs))
         seen.names_logits = names_logits
         self._tapped[call] = seen
         while len(self._tapped) > _MOST_WAITING:
@@ -281,7 +279,7 @@ class Watch:
             fits, best = [], Verdict("several")
         if fits:
             one, start = fits[0].one, fits[0].start
-            self._check_off(one, slice(start, start + call.num_rows))
+            self._check_off(one, start, call.num_rows)
             self._take_in(fits[0])
         elif candidates and best.reason is not None:
             self._refuse(best.reason, best.note)
@@ -296,12 +294,12 @@ class Watch:
                 self._refuse(found.reason, found.note)
 
     def _take_in(self, fit: Fit) -> None:
-        one, k = fit.one, len(fit.losses)
+        one, k = fit.one, fit.losses.shape[0]
         self._file(one.step, one.indices[fit.start : fit.start + k], fit.losses, fit.errors)
-        self.taken_in += k / len(one.indices)
+        self.taken_in += k / one.size
         self._in_vain, self._scale = 0, fit.scale
         self._in_a_row += 1
-        if one.taken.all():
+        if one.is_taken:
             one.forget_batch()
 
     def _refuse(self, reason: str, note: str) -> None:
@@ -309,17 +307,17 @@ class Watch:
         self._in_a_row = 0
         self._reasons.add(reason, note)
 
-    def _check_off(self, one: HandedOut, rows: slice) -> None:
+    def _check_off(self, one: HandedOut, start: int, size: int) -> None:
         """Wait for some rows of a batch no longer."""
         self._last = one.number
-        one.taken[rows] = True
-        if one.taken.all():
+        one.take(start, size)
+        if one.is_taken:
             self._waiting.remove(one)
             self._recent.append(one)
 
     def _try(self, call: Call, one: HandedOut, start: int) -> Fit | Verdict:
         """Compare the gradient of a call with that of some rows of a batch."""
-        k, m = call.num_rows, len(one.indices)
+        k, m = call.num_rows, one.size
         if k + start > m:
             return Verdict("rows", f"{k} where {m} are due", -1.0)
         if call.was_changed:
@@ -437,6 +435,11 @@ def _remove(handles: list[Any]) -> None:
     for handle in handles:
         handle.remove()
     handles.clear()
+
+
+def _detached(inputs: list[Tensor]) -> list[Tensor]:
+    """Hold no graph; what has none stays itself, and is known by that."""
+    return [given.detach() if given.requires_grad else given for given in inputs]
 
 
 def _tensors(arguments: Any, keywords: Any) -> list[Tensor]:

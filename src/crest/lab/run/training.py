@@ -31,6 +31,7 @@ from crest.lab.run.learning_rate import learning_rate_factor
 from crest.lab.run.machine import describe_machine
 from crest.lab.run.settings import VALIDATION_FRACTION, WHOLE_STEP, RunSettings
 from crest.lab.run.step import CapturedStep, Step, plain_step
+from crest.strategies.online.rules import pick_cover
 
 __all__ = ["check", "count_steps", "make_untrained_loader", "train"]
 
@@ -367,7 +368,7 @@ def _rehearse(
     steps = 1 if settings.torch_mode is None else _STEPS_TO_COMPILE
     # Of strategies that select later than in the first steps, from four mini-batches.
     m = settings.batch_size
-    crest.facility_location(torch.zeros(1, 4 * m, len(data.classes), device=device), m)
+    pick_cover(torch.zeros(1, 4 * m, len(data.classes), device=device), m)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         optimizer = _make_optimizer(settings, model)
         loader, _ = _make_loader(settings, data, views, model)

@@ -37,7 +37,7 @@ _UNBALANCED = 3.0  # times the examples of the smallest class
 _FEW_CLASSES = 4  # up to here p - y has so few dimensions that a cover is a search for the hardest
 _CHASES = 1.2  # times the doubt of candidates: beyond it they are drawn by chance
 _EXPONENT = 0.5  # of the norm, by which candidates may be drawn
-_GROUPS_AT_ONCE = 64  # of candidates, whose sketches are picked from together
+_CANDIDATES_AT_ONCE = 2**14  # whose sketches are picked from together
 
 
 class Situation(NamedTuple):
@@ -181,7 +181,10 @@ class OnlinePlanner:
         settings, memory = self._settings, self._memory
         imbalance, balance = 1.0, 0.0
         noise = None
+        rows = known.nonzero().squeeze(1)
+        seen = None
         if memory.num_outputs > 1 and memory.is_cross_entropy:
+            seen = memory.predictions(rows, memory.num_outputs)
             counts = memory.given[known].bincount()
             counts = counts[counts > 0]
             imbalance = float(counts.max()) / float(counts.min())
@@ -191,13 +194,12 @@ class OnlinePlanner:
             if settings.noise != "auto":
                 noise = LabelNoise.of_any_class(settings.noise)
             elif imbalance < _UNBALANCED:  # else rare classes are contradicted, right or wrong
-                noise = self._estimate_noise(known)
+                # As long as nothing is left out: what is left out would be missed.
+                noise = self._noise if self._left_out.any() else estimate_label_noise(seen)
         self._doubt = torch.zeros(len(known))
-        if noise is not None and (noise.share > _CLEAN or settings.noise != "auto"):
-            rows = known.nonzero().squeeze(1)
-            self._doubt[rows] = wrong_label_chance(
-                memory.predictions(rows, memory.num_outputs), noise
-            )
+        is_clean = noise is None or (noise.share <= _CLEAN and settings.noise == "auto")
+        if seen is not None and noise is not None and not is_clean:
+            self._doubt[rows] = wrong_label_chance(seen, noise)
         self._noise = noise
         self._left_out = (self._doubt > _DOUBT) & (self._pass >= _TRUSTED)
         share = None if noise is None else noise.share
@@ -214,21 +216,6 @@ class OnlinePlanner:
         if balance > 0 or memory.num_outputs <= _FEW_CLASSES:
             return "chance"
         return "cover"
-
-    def _estimate_noise(self, known: Tensor) -> LabelNoise | None:
-        """Estimate, as long as nothing is left out: what is left out would be missed.
-
-        Args:
-            known: What was seen at all, bool, shape (n,).
-
-        Returns:
-            The estimate, None if too few are known.
-        """
-        if self._left_out.any():
-            return self._noise
-        memory = self._memory
-        rows = known.nonzero().squeeze(1)
-        return estimate_label_noise(memory.predictions(rows, memory.num_outputs))
 
     def _say(self, situation: Situation) -> None:
         said = (situation.rule, round(situation.noise or 0.0, 2), situation.balance)
@@ -265,7 +252,7 @@ class OnlinePlanner:
         groups = candidates[: count * r].view(count, r)
         picks = [
             pick
-            for some in groups.split(_GROUPS_AT_ONCE)
+            for some in groups.split(max(_CANDIDATES_AT_ONCE // r, 1))
             for pick in some.gather(1, self._pick(situation.rule, some, m))
         ]
         if situation.rule == "cover" and self._chases_doubt(torch.cat(picks), groups):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,20 +11,33 @@ from crest.selection import facility_location
 
 __all__ = ["class_shares", "draw_by_norm", "pick_cover", "repeats"]
 
+_AT_ONCE = 64  # picks from one part of the candidates
+
 
 def pick_cover(sketches: Tensor, batch_size: int) -> Tensor:
     """Pick the candidates whose remembered gradients cover those of all best, Eq. (5).
 
     Derivatives of losses by outputs that were kept up during training are Salaun et al. (2023).
+    A cover of r candidates takes time and memory in proportion to r^2, so that a large mini-batch
+    is picked in parts of at most 64, each from as large a part of the candidates, as they come.
 
     Args:
         sketches: Of each group of candidates, shape (groups, r, d).
-        batch_size: m.
+        batch_size: m <= r.
 
     Returns:
-        Rows, int64, shape (groups, m).
+        Rows, int64, shape (groups, m): the first picks of all parts, then the second ones, and so
+        on, as far as they go.
     """
-    return facility_location(sketches.float(), batch_size).indices
+    groups, r, d = sketches.shape
+    parts = math.ceil(batch_size / _AT_ONCE)
+    while r // parts < math.ceil(batch_size / parts):  # hardly more candidates than picks
+        parts -= 1
+    size, picks = r // parts, math.ceil(batch_size / parts)
+    some = sketches[:, : parts * size].reshape(groups * parts, size, d)
+    rows = facility_location(some.float(), picks).indices.view(groups, parts, picks)
+    rows = rows + size * torch.arange(parts, device=rows.device).view(-1, 1)
+    return rows.transpose(1, 2).flatten(1)[:, :batch_size]
 
 
 def draw_by_norm(

@@ -50,7 +50,8 @@ class OnlineSelection:
             classes are labelled as which others; 0 leaves nothing out.
         balance: How far classes are balanced, from 0, in proportion to the data, to 1, all alike.
             None: 1 where the largest class has three times the examples of the smallest or more.
-        num_candidates: r, in [m, n]. None: four mini-batches, or n if that is less.
+        num_candidates: r, in [m, n]. None: four mini-batches, or n if that is less. A mini-batch of
+            more than 64 is covered in parts, so that time grows with m and not with its square.
         second_look: Share of what is left out that is trained on again in a pass, in [0, 1].
         if_unseen: What to do where nothing of training can be seen: `"error"`, or `"go on"` with
             random batches and one warning.
