@@ -102,8 +102,9 @@ def test_what_chooses_beside_the_loader_is_refused(tmp_path, options, name):
         hf(tmp_path, **options)
 
 
-def test_wrong_kinds_are_refused():
+def test_wrong_kinds_are_refused(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)  # a Trainer without arguments makes a folder
     from crest.adapters.hf_trainer import CoresetTrainer
 
     with pytest.raises(TypeError, match="coreset must be a dict of options"):
