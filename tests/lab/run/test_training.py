@@ -141,6 +141,26 @@ def test_glister_validates_on_train_images_that_it_does_not_train_on(data, monke
     assert torch.equal(held_out[0][0], clean[held_out.indices[0]][0])
 
 
+@pytest.mark.parametrize("strategy", ["crest", "glister"])
+def test_strategies_are_told_the_classes_of_what_they_train_on(data, strategy, monkeypatch):
+    told = []
+
+    def spy(train_loader, *arguments, labels, **options):
+        told.append((train_loader.dataset, labels))
+        return loader_type(train_loader, *arguments, labels=labels, **options)
+
+    loader_type = crest.CoresetLoader
+    monkeypatch.setattr(crest, "CoresetLoader", spy)
+    train(make(strategy), data)
+    dataset, labels = told[-1]
+    assert labels.tolist() == [int(dataset[k][1]) for k in range(len(dataset))]
+
+
+def test_crest_picks_per_class_in_a_run(data):
+    options = {"per_class": True, "subset_size": 20, "exclusion_interval": None}
+    assert train(make("crest_paper", strategy_options=options), data)["updates"] >= 1
+
+
 def test_loss_pruning_passes_over_all_images_at_the_end(data):
     record = train(make("loss_pruning"), data)
     kept = [(region["step"], region["kept"]) for region in record["history"]["records"]]

@@ -45,6 +45,11 @@ class LabelledData(Protocol):
         ...
 
     @property
+    def train_labels(self) -> Tensor:
+        """Class of each train example from 0, int64, shape (n,)."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that change with any input or label."""
         ...

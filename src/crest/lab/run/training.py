@@ -243,8 +243,8 @@ def _make_loader(
     dataset = cast(Dataset[Any], views)
     generator = torch.Generator().manual_seed(settings.seed)
     validation_loader = None
-    if settings.entry.needs_validation:
-        held_out, trained = _split(settings, len(views))
+    held_out, trained = _split(settings, len(views))
+    if held_out:
         clean = cast(Dataset[Any], _make_views(settings, data, augment=False))
         validation_loader = DataLoader(Subset(clean, held_out), batch_size=settings.batch_size)
         dataset = Subset(dataset, trained)
@@ -264,6 +264,7 @@ def _make_loader(
         ),
         budget=settings.budget,
         seed=settings.seed,
+        labels=data.train_labels[trained],
         look=crest.Look(dtype=settings.autocast_dtype),
         record=record,
     )
