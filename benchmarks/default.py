@@ -231,7 +231,7 @@ def read_labels(arguments: argparse.Namespace) -> None:
         views = ImageViews(data, torch.device("cpu"))
         for seed in arguments.seeds:
             print(f"{situation}, seed {seed}")
-            steps = training(data, views, strategy, seed, 5 * per_pass, LR)
+            steps = training(data, views, strategy, seed, 5 * per_pass, arguments.lr)
             for done, (_, loader) in enumerate(steps, 1):
                 if done % per_pass == 0:
                     print(f"  {done // per_pass} passes: {reading(loader, wrong)}")
@@ -243,6 +243,8 @@ def reading(loader: crest.CoresetLoader, wrong: Tensor) -> str:
     rows = memory.known.nonzero().squeeze(1)
     seen, bad = memory.predictions(rows, memory.num_outputs), wrong[rows]
     noise = estimate_label_noise(seen)
+    if noise is None:
+        return "not told"
     told = f"{noise.share:.1%} wrong"
     if bad.any():
         chance = auroc(wrong_label_chance(seen, noise), bad)
@@ -260,11 +262,12 @@ def time_steps(arguments: argparse.Namespace) -> None:
     data, _ = load("clean", arguments.data_dir, held_out=False)
     views = ImageViews(data, torch.device("cpu"))
     how: dict[str, Any] = {"network": arguments.network, "batch_size": arguments.batch_size}
+    per_pass = data.num_train // arguments.batch_size
+    end = (4 + arguments.turns) * per_pass  # is not reached
     runs = {
-        row: training(data, views, ROWS[row](0), 0, 10**9, LR / 10, **how)
+        row: training(data, views, ROWS[row](0), 0, end, LR / 10, **how)
         for row in ("random", "default")
     }
-    per_pass = data.num_train // arguments.batch_size
     for row, warmup in (("random", 20), ("default", 2 * per_pass + 20)):
         for _ in range(warmup):
             next(runs[row])
@@ -426,6 +429,7 @@ def main() -> None:
     seen.add_argument("--data-dir", type=Path, required=True)
     seen.add_argument("--situations", type=words, default=["clean", "noise 20", "flipped 20"])
     seen.add_argument("--seeds", type=lambda text: [*map(int, text.split(","))], default=[10])
+    seen.add_argument("--lr", type=float, default=LR)
     picture = commands.add_parser("draw")
     picture.add_argument("results", type=Path, nargs="+")
     picture.add_argument("--out", type=Path, required=True)

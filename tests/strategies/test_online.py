@@ -31,7 +31,9 @@ def make_data(n=1200, classes=6, noise=0.0, tail=None, seed=0):
     return inputs, given, given != true
 
 
-def run(strategy, data, *, epochs=6, criterion=CRITERION, outputs=6, batch_size=20, budget=1):
+def run(
+    strategy, data, *, epochs=6, criterion=CRITERION, outputs=6, batch_size=20, budget=1, lr=0.05
+):
     """The loop of the README; nothing is told."""
     inputs, targets = data
     torch.manual_seed(0)
@@ -43,7 +45,7 @@ def run(strategy, data, *, epochs=6, criterion=CRITERION, outputs=6, batch_size=
         strategy=strategy,
         budget=budget,
     )
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     for _ in range(epochs):
         for x, y, weights in loader:
             loss = crest.weighted_mean(criterion(model(x), y), weights)
@@ -84,6 +86,14 @@ def test_wrong_labels_are_estimated_and_left_out():
     out = ~loader.active
     assert int((out & wrong).sum()) / int(out.sum()) > 0.85  # precision
     assert int((out & wrong).sum()) / int(wrong.sum()) > 0.8  # recall
+
+
+@pytest.mark.parametrize("lr", [1e-7, 1e-4])
+def test_a_model_that_learns_slowly_leaves_nothing_out(lr):
+    loader = run(OnlineSelection(), make_data(n=6000)[:2], batch_size=50, lr=lr)
+    late = [record for record in loader.history.records if record["selected"]]
+    assert late
+    assert not any(record["left_out"] for record in late)
 
 
 @pytest.mark.parametrize("rule", ["auto", "chance"])

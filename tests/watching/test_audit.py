@@ -103,6 +103,26 @@ def test_few_examples_tell_nothing():
     assert estimate_label_noise(make(0.2, n=200)[0]) is None
 
 
+def make_untrained(classes, spread, learned):
+    generator = torch.Generator().manual_seed(0)
+    given = torch.randint(classes, (N,), generator=generator)
+    outputs = spread * torch.randn(N, classes, generator=generator)
+    outputs[torch.arange(N), given] += learned
+    return predictions(outputs.softmax(1), given)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10, 100])
+@pytest.mark.parametrize("spread", [0.0, 0.3, 3.0])
+def test_a_model_that_has_learned_nothing_tells_nothing(classes, spread):
+    assert estimate_label_noise(make_untrained(classes, spread, learned=0.0)) is None
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+@pytest.mark.parametrize("learned", [0.1, 0.2, 0.4])
+def test_a_model_that_has_learned_little_does_not_blame_the_labels(classes, learned):
+    assert estimate_label_noise(make_untrained(classes, 0.3, learned)) is None
+
+
 @pytest.mark.parametrize("classes", [1, 2])
 def test_one_or_two_classes_are_no_trouble(classes):
     given = torch.randint(classes, (4000,), generator=torch.Generator().manual_seed(0))

@@ -19,6 +19,8 @@ _SUREST = 0.05  # share of the predictions that are looked at, of all and of eac
 _ENOUGH, _MOST = 250, 0.2  # at least so many, as long as they are no larger share
 _FEWEST = 50  # of these, for a share to mean something
 _FEWEST_OF_CLASS = 10
+_KNOWS = 1 / 3  # of the certainty beyond chance that labels allow; a model with less tells nothing
+_MOST_WRONG = 0.75  # of the share that labels by chance have, and a model that has learned nothing
 _TIE = 1e-3  # of ranks, kept in half precision
 _CONFUSED = 2.0  # times as often one way as the other: a model's own confusions may be so uneven
 _ERRORS = 2.0  # standard errors beyond that, for labels to be moved on purpose
@@ -93,22 +95,34 @@ def estimate_label_noise(seen: Predictions) -> LabelNoise | None:
     two standard errors, was moved. Labels swapped both ways are not told from what a model
     confuses.
 
+    A model that has learned little so far, in a long warm-up say, has no sure predictions: its own
+    mistakes are anywhere in that order, and look as if all labels were wrong. Surest predictions
+    that claim less than a third of what the estimate would allow tell nothing.
+
     Args:
         seen: Of k examples.
 
     Returns:
-        The estimate; None if there are too few examples.
+        The estimate; None if there are too few examples, or the model knows too little.
     """
     k, c = len(seen.given), seen.num_classes
     count = max(int(_SUREST * k), min(_ENOUGH, int(_MOST * k)))
     if count < _FEWEST:
         return None
-    order = torch.maximum(seen.p_given, seen.p_other).argsort(descending=True)
-    rank, middle = seen.behind[order[:count]].double() * (c - 1), c / 2
+    certainty = torch.maximum(seen.p_given, seen.p_other)
+    order = certainty.argsort(descending=True)
+    surest = order[:count]
+    rank, middle = seen.behind[surest].double() * (c - 1), c / 2
     half = (rank > middle + _TIE).double() + 0.5 * ((rank - middle).abs() <= _TIE).double()
-    uniform = min(2 * float(half.mean()), 1.0)
+    contradicted = float((seen.p_other > seen.p_given)[surest].double().mean())
+    uniform = min(2 * float(half.mean()), contradicted)  # ranks are averages, and lag behind
     pairs, rates, shares = _moved_labels(seen, order, uniform / max(c - 1, 1))
-    return LabelNoise(min(uniform + float(rates @ shares), 1.0), uniform, pairs, rates)
+    share = min(uniform + float(rates @ shares), 1.0)
+    by_chance = 1 - 1 / c
+    claimed = float(certainty[surest].mean()) - 1 / c
+    if c > 1 and (share > _MOST_WRONG * by_chance or claimed < _KNOWS * (1 - share) * by_chance):
+        return None
+    return LabelNoise(share, uniform, pairs, rates)
 
 
 def _moved_labels(seen: Predictions, order: Tensor, chance: float) -> tuple[Tensor, Tensor, Tensor]:

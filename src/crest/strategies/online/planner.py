@@ -32,6 +32,7 @@ _RANDOM_STEPS = 64  # planned at once: a loop of which nothing is seen hears of 
 _PATIENCE = 1.5  # passes until examples that were not seen are missed
 _CLEAN = 0.05  # estimated share of wrong labels up to which labels count as clean
 _TRUSTED = 2  # passes after which doubt is strong enough to leave examples out
+_SETTLED = 0.8  # of the estimate before: where it falls faster, the model still learns
 _DOUBT = 0.5  # chance of a wrong label beyond which an example is left out
 _UNBALANCED = 3.0  # times the examples of the smallest class
 _FEW_CLASSES = 4  # up to here p - y has so few dimensions that a cover is a search for the hardest
@@ -180,7 +181,7 @@ class OnlinePlanner:
     def _read_situation(self, known: Tensor) -> Situation:
         settings, memory = self._settings, self._memory
         imbalance, balance = 1.0, 0.0
-        noise = None
+        noise, before = None, self._noise
         rows = known.nonzero().squeeze(1)
         seen = None
         if memory.num_outputs > 1 and memory.is_cross_entropy:
@@ -201,8 +202,11 @@ class OnlinePlanner:
         if seen is not None and noise is not None and not is_clean:
             self._doubt[rows] = wrong_label_chance(seen, noise)
         self._noise = noise
-        self._left_out = (self._doubt > _DOUBT) & (self._pass >= _TRUSTED)
         share = None if noise is None else noise.share
+        is_settled = settings.noise != "auto" or (
+            share is not None and before is not None and share > _SETTLED * before.share
+        )
+        self._left_out = (self._doubt > _DOUBT) & (self._pass >= _TRUSTED and is_settled)
         situation = Situation(self._choose_rule(balance), share, imbalance, balance)
         self._say(situation)
         return situation
