@@ -121,8 +121,8 @@ def the_anchor_loss_is_that_of_weighted_coresets(monkeypatch):
 def picks_per_class_are_rounded_up(monkeypatch):
     pick = selecting.facility_location
 
-    def rounded_up(gradients=None, batch_size=1, *, distances=None):
-        return pick(gradients, -(-batch_size // 5) * 5, distances=distances)  # 20 for 16
+    def rounded_up(gradients=None, batch_size=1, **options):
+        return pick(gradients, -(-batch_size // 5) * 5, **options)  # 20 for 16
 
     monkeypatch.setattr(selecting, "facility_location", rounded_up)
 

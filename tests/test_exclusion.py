@@ -148,6 +148,7 @@ def test_one_low_look_drains_a_pool_where_a_streak_of_three_does_not():
             loss_threshold=float(threshold),
             low_looks=low_looks,
             switch_off=False,
+            advanced=crest.CrestAdvanced(min_pool=48),
         )
         loader = make_loader(strategy, model=model, dataset=VeryNoisyData(), budget=1)
         train(loader, model, epochs=2, lr=0.0)  # nothing is learned

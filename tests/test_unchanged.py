@@ -33,7 +33,11 @@ def held_out():
     return DataLoader(TensorDataset(inputs[N:], targets[N:]), batch_size=M)
 
 
-OF_THEN = {"loss_model": "quadratic", "max_coreset_uses": None}  # there was nothing else
+OF_THEN = {  # there was nothing else
+    "loss_model": "quadratic",
+    "max_coreset_uses": None,
+    "per_class": False,
+}
 STRATEGIES = {
     "crest": (lambda: crest.Crest(subset_size=24), 0.5),
     "crest_coresets": (lambda: crest.Crest(subset_size=24, switch_off=False), 0.5),
@@ -51,6 +55,7 @@ STRATEGIES = {
             low_looks=1,
             check="fresh",
             curvature_coresets=None,
+            advanced=crest.CrestAdvanced(min_pool=N // 10),
             **OF_THEN,
         ),
         0.5,

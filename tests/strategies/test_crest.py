@@ -311,7 +311,8 @@ def test_picks_per_class_are_in_proportion(features):
     strategy = crest.Crest.paper(
         subset_size=400,
         features=features,
-        advanced=crest.CrestAdvanced(per_class=True, min_pool=400),
+        per_class=True,
+        advanced=crest.CrestAdvanced(min_pool=400),
     )
     loader = make_loader(strategy, labels=targets)
     next(iter(loader))
@@ -329,8 +330,12 @@ def test_picks_per_class_bound_the_effective_batch():
     for per_class in (False, True):
         model = make_model()
         nn.init.zeros_(model[-1].weight)  # dL/dh is 0 for all
-        advanced = crest.CrestAdvanced(per_class=per_class, stratify=True)
-        strategy = crest.Crest.paper(subset_size=80, features="input", advanced=advanced)
+        strategy = crest.Crest.paper(
+            subset_size=80,
+            features="input",
+            per_class=per_class,
+            advanced=crest.CrestAdvanced(stratify=True),
+        )
         loader = make_loader(strategy, model=model, labels=targets)
         next(iter(loader))
         effective[per_class] = loader.history.records[0]["effective_batch"]
@@ -338,9 +343,36 @@ def test_picks_per_class_bound_the_effective_batch():
     assert effective[True] > 2 * effective[False]
 
 
+def first_round(per_class, **options):
+    strategy = crest.Crest.paper(subset_size=80, per_class=per_class)
+    loader = make_loader(strategy, **options)
+    next(iter(loader))
+    return [(c.indices.tolist(), c.weights.tolist()) for c in loader._planner._coresets]
+
+
+@pytest.mark.parametrize(("batch_size", "is_per_class"), [(16, True), (5, True), (4, False)])
+def test_the_paper_picks_per_class_where_classes_are_read_and_no_more_than_picks(
+    batch_size, is_per_class
+):
+    _, targets = make_tensors()
+    by_itself = first_round(None, batch_size=batch_size)
+    for told in (False, True):
+        same = first_round(told, labels=targets, batch_size=batch_size) == by_itself
+        assert same is (told is is_per_class)
+
+
+def test_where_there_are_no_classes_the_paper_picks_from_whole_subsets():
+    inputs, targets = make_tensors()
+    regression = {
+        "dataset": TensorDataset(inputs, targets.float()),
+        "loss_fn": lambda outputs, y: (outputs[:, 0] - y).square(),
+    }
+    assert first_round(None, **regression) == first_round(False, **regression)
+
+
 def test_picks_per_class_need_labels():
     with pytest.raises(ValueError, match="per_class=True needs the class of each example"):
-        make_loader(crest.Crest.paper(advanced=crest.CrestAdvanced(per_class=True)))
+        make_loader(crest.Crest.paper(per_class=True))
 
 
 def test_subsets_of_shared_candidates_are_stratified_too():

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from crest.checks import one_of
 from crest.looking.gradients import LastLayerGradients
+from crest.pool import UNKNOWN_CLASS
 from crest.selection import Coreset, facility_location, last_layer_distances
 from crest.selection.facility_location import cover
 from crest.selection.on_device import cover_features, cover_last_layer
@@ -59,7 +60,7 @@ def select_coresets(
     batch_size: int,
     features: Features,
     keep: Tensor | None = None,
-    labels: Tensor | None = None,
+    per_class: bool | None = False,
 ) -> Selection:
     """Read the random subsets, observe them, and pick a weighted mini-batch from each.
 
@@ -72,8 +73,8 @@ def select_coresets(
         batch_size: m, picks in each.
         features: Which last-layer gradients are compared.
         keep: Other examples whose views are still needed: of the subsets, or read with them.
-        labels: Class of each example of the data set, shape (n,), to pick from each class on its
-            own, in proportion. None: from the whole subset.
+        per_class: Pick from each class on its own, in proportion, and not from the whole subset.
+            None: if the classes of all that is read are known, and no more than m.
 
     Returns:
         The P coresets, and the losses at the anchor.
@@ -88,8 +89,12 @@ def select_coresets(
     with examples.timed("select"):
         device = gradients.losses.device
         pick: Callable[..., Coreset] = _pick if device.type == "cpu" else _pick_without_waiting
-        if labels is not None:
-            pick = functools.partial(_pick_per_class, labels=labels[candidates].to(device))
+        labels = examples.labels[candidates]  # told, or read with the examples
+        if per_class is None:
+            is_known = not (labels == UNKNOWN_CLASS).any()
+            per_class = is_known and len(labels.unique()) <= batch_size
+        if per_class:
+            pick = functools.partial(_pick_per_class, labels=labels.to(device))
         parts = [
             pick(gradients, some.to(device, non_blocking=True), batch_size, features)
             for some in split_subsets(rows)

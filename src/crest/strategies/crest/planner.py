@@ -56,14 +56,17 @@ class CrestPlanner:
             )
         min_pool = settings.advanced.min_pool
         if min_pool is None:
-            min_pool = max(drawn, math.ceil(0.1 * n))
+            min_pool = max(drawn, math.ceil(0.8 * n))
         if not drawn <= min_pool <= n:
             raise ValueError(
                 f"min_pool must be in [{drawn}, {n}], what a round draws to the number of "
                 f"examples; got {min_pool}."
             )
-        for name in ("stratify", "per_class"):
-            if getattr(settings.advanced, name) and task.labels is None:
+        for name, is_asked in (
+            ("stratify", settings.advanced.stratify),
+            ("per_class", settings.per_class),
+        ):
+            if is_asked and task.labels is None:
                 raise ValueError(f"{name}=True needs the class of each example; pass labels=.")
         self._check_size = settings.advanced.check_size or (
             task.batch_size if settings.check == "candidates" else self._subset_size
@@ -225,7 +228,7 @@ class CrestPlanner:
             self._task.batch_size,
             self._settings.features,
             keep=check_subset,
-            labels=self._task.labels if self._settings.advanced.per_class else None,
+            per_class=self._settings.per_class,
         )
         if self._learned is not None:  # by selection losses alone, as Sec. 4.3 says
             self._learned.observe(selection.candidates, selection.losses, step)
