@@ -35,7 +35,8 @@ class GreedyExcluding:
         low_looks: As in `LearnedExamples`.
         interval: T_2.
         loss_threshold: alpha.
-        min_pool: As in `crest.CrestAdvanced`.
+        min_pool: Exclusion stops at this many examples. None: a tenth of the data set, where
+            `crest.CrestAdvanced` takes four fifths.
         readmit_after: As in `crest.CrestAdvanced`.
     """
 

@@ -97,7 +97,8 @@ def estimate_label_noise(seen: Predictions) -> LabelNoise | None:
 
     A model that has learned little so far, in a long warm-up say, has no sure predictions: its own
     mistakes are anywhere in that order, and look as if all labels were wrong. Surest predictions
-    that claim less than a third of what the estimate would allow tell nothing.
+    that claim less than a third of what the estimate would allow tell nothing, and neither does an
+    estimate of three quarters or more of what labels by chance would have.
 
     Args:
         seen: Of k examples.
