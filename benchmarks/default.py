@@ -71,8 +71,22 @@ ROWS: dict[str, Callable[[int], Any]] = {
     "default, 0.9 of the steps": lambda steps: OnlineSelection(),
     "default, 0.8 of the steps": lambda steps: OnlineSelection(),
     "default, 0.7 of the steps": lambda steps: OnlineSelection(),
-    "CREST, no bound on uses": lambda steps: coresets(None),
-    "CREST, each coreset once": lambda steps: coresets(1),
+    "CREST, no bound on uses": lambda steps: coresets(max_coreset_uses=None, per_class=False),
+    "CREST, each coreset once": lambda steps: coresets(per_class=False),
+    "CREST as at first": lambda steps: coresets(**AT_FIRST),
+    "CREST, paired check": lambda steps: coresets(**AT_FIRST | PAIRED),
+    "CREST, batch statistics": lambda steps: coresets(**AT_FIRST | STATISTICS),
+    "CREST, both": lambda steps: coresets(**AT_FIRST | PAIRED | STATISTICS),
+    "CREST, per class": lambda steps: coresets(),
+    "CREST, per class, each twice": lambda steps: coresets(max_coreset_uses=2),
+}
+PAIRED, STATISTICS = {"check": "paired"}, {"batch_statistics": True}
+AT_FIRST: dict[str, Any] = {
+    "check": "fresh",
+    "batch_statistics": False,
+    "loss_model": "quadratic",
+    "max_coreset_uses": None,
+    "per_class": False,
 }
 SITUATIONS = (
     *("clean", "cifar100", "redundant"),
@@ -81,9 +95,9 @@ SITUATIONS = (
 )
 
 
-def coresets(uses: int | None) -> crest.Crest:
-    """CREST without exclusion, each coreset used so often at most."""
-    return crest.Crest.paper(exclusion_interval=None, subset_size=250, max_coreset_uses=uses)
+def coresets(**changes: Any) -> crest.Crest:
+    """CREST without exclusion."""
+    return crest.Crest.paper(exclusion_interval=None, subset_size=250, **changes)
 
 
 def long_tail(labels: Tensor, classes: int, ratio: float) -> Tensor:
@@ -181,6 +195,7 @@ def train(
     seconds = time.perf_counter() - start
     records = loader.history.records
     noise = {r["step"]: r["noise"] for r in records if r.get("noise") is not None}
+    intervals = [r["check_interval"] for r in records if "check_interval" in r]
     return {
         "accuracy": accuracy(model, views, data),
         "steps": steps,
@@ -188,6 +203,7 @@ def train(
         "select": loader.history.seconds["select"],
         "updates": loader.history.updates,
         "cost": loader.history.cost,
+        **({"longest_T_1": max(intervals)} if intervals else {}),
         "rules": sorted({r["rule"] for r in records if "rule" in r}),
         "noise": {str(k): round(v, 4) for k, v in noise.items()},
         **audit(loader, data, true),
@@ -343,8 +359,8 @@ def show(records: list[dict[str, Any]]) -> None:
                 if seed in rows.get("random", {})
             ]
             extra = " ".join(
-                f"{name} {statistics.fmean(run[name] for run in runs.values()):.3f}"
-                for name in ("auroc", "precision", "recall")
+                f"{name} {statistics.fmean(run[name] for run in runs.values()):.5g}"
+                for name in ("auroc", "precision", "recall", "updates", "cost", "longest_T_1")
                 if all(name in run for run in runs.values())
             )
             noise = [100 * [*run["noise"].values()][-1] for run in runs.values() if run["noise"]]
