@@ -2,7 +2,7 @@
 
     python benchmarks/default.py train --data-dir DIR --out results/default.json --set held-out
     python benchmarks/default.py train --data-dir DIR --out results/default.json --set test
-    python benchmarks/default.py show results/default.json
+    python benchmarks/default.py show results/default.json --seeds 0,1,2
     python benchmarks/default.py draw results/default.json --out docs/results/default.png
     python benchmarks/default.py time --data-dir DIR --network mlp --batch-size 128
     python benchmarks/default.py read --data-dir DIR --situations "clean,noise 20" --seeds 10
@@ -50,6 +50,15 @@ from crest.watching.audit import estimate_label_noise, wrong_label_chance
 CRITERION = nn.CrossEntropyLoss(reduction="none")
 NUM_HELD_OUT, BATCH_SIZE, LR = 5000, 64, 0.2
 
+PAIRED, STATISTICS = {"check": "paired"}, {"batch_statistics": True}
+AT_FIRST: dict[str, Any] = {
+    "check": "fresh",
+    "batch_statistics": False,
+    "loss_model": "quadratic",
+    "max_coreset_uses": None,
+    "per_class": False,
+}
+
 ROWS: dict[str, Callable[[int], Any]] = {
     "random": lambda steps: crest.Random(),
     "default": lambda steps: OnlineSelection(),
@@ -79,14 +88,6 @@ ROWS: dict[str, Callable[[int], Any]] = {
     "CREST, both": lambda steps: coresets(**AT_FIRST | PAIRED | STATISTICS),
     "CREST, per class": lambda steps: coresets(),
     "CREST, per class, each twice": lambda steps: coresets(max_coreset_uses=2),
-}
-PAIRED, STATISTICS = {"check": "paired"}, {"batch_statistics": True}
-AT_FIRST: dict[str, Any] = {
-    "check": "fresh",
-    "batch_statistics": False,
-    "loss_model": "quadratic",
-    "max_coreset_uses": None,
-    "per_class": False,
 }
 SITUATIONS = (
     *("clean", "cifar100", "redundant"),
@@ -340,37 +341,72 @@ def run_all(arguments: argparse.Namespace) -> None:
         keep(records, arguments.out)
 
 
-def show(records: list[dict[str, Any]]) -> None:
-    """Mean over seeds, and the mean difference to random mini-batches of the same seeds."""
-    groups: dict[tuple[Any, ...], dict[str, dict[int, dict[str, Any]]]] = {}
+Runs = dict[int, dict[str, Any]]  # of one row, by seed
+
+
+def grouped(records: list[dict[str, Any]]) -> dict[tuple[str, float, str], dict[str, Runs]]:
+    """Sort records by set, passes and situation, and there by row and seed."""
+    groups: dict[tuple[str, float, str], dict[str, Runs]] = {}
     for record in records:
         key = (record["set"], record["passes"], record["situation"])
         row = record["row"]
         if row != "random" and "version" in record:  # of the code, in records kept before a change
             row = f"{row} ({record['version']})"
         groups.setdefault(key, {}).setdefault(row, {})[record["seed"]] = record
-    for key, rows in sorted(groups.items(), key=str):
-        print(f"\n{key[0]}, {key[1]:g} passes, {key[2]}")
+    return groups
+
+
+def gains(runs: Runs, base: Runs) -> list[float]:
+    """Points of accuracy that runs gain over others of the same seed, by seed."""
+    return [
+        100 * (run["accuracy"] - base[seed]["accuracy"])
+        for seed, run in sorted(runs.items())
+        if seed in base
+    ]
+
+
+def show(records: list[dict[str, Any]]) -> None:
+    """Each row's mean over seeds ± standard deviation, and what it gains over others."""
+    for (held, passes, situation), rows in sorted(grouped(records).items(), key=str):
+        print(f"\n{held}, {passes:g} passes, {situation}")
         for row, runs in rows.items():
             values = [100 * run["accuracy"] for run in runs.values()]
-            differences = [
-                100 * (run["accuracy"] - rows["random"][seed]["accuracy"])
-                for seed, run in runs.items()
-                if seed in rows.get("random", {})
-            ]
-            extra = " ".join(
-                f"{name} {statistics.fmean(run[name] for run in runs.values()):.5g}"
-                for name in ("auroc", "precision", "recall", "updates", "cost", "longest_T_1")
-                if all(name in run for run in runs.values())
-            )
-            noise = [100 * [*run["noise"].values()][-1] for run in runs.values() if run["noise"]]
-            extra += f" noise {statistics.fmean(noise):.1f} %" if noise else ""
             seconds = statistics.fmean(run["seconds"] for run in runs.values())
-            minus = plus_minus(differences, sign=True) if differences else "-"
             print(
-                f"  {row:45} {plus_minus(values):14} ({len(values)})  minus random {minus:14}  "
-                f"{seconds:5.0f} s  {extra}"
+                f"  {row:45} {plus_minus(values):14} ({len(values)})  {seconds:5.0f} s{told(runs)}"
             )
+            for other in ("random", "default"):
+                gained = gains(runs, rows.get(other, {}))
+                if row in (other, "random") or not gained:
+                    continue
+                interval = f" (95 % ± {half_interval(gained):.1f})" if len(gained) > 1 else ""
+                by_seed = ", ".join(f"{points:+.2f}" for points in gained)
+                print(f"    minus {other} {plus_minus(gained, sign=True)}{interval}: {by_seed}")
+
+
+def told(runs: Runs) -> str:
+    """Means over seeds of what else was measured; noise a third into the run, and last."""
+    text = "".join(
+        f"  {name} {statistics.fmean(run[name] for run in runs.values()):.5g}"
+        for name in ("auroc", "precision", "recall", "updates", "cost", "longest_T_1")
+        if all(name in run for run in runs.values())
+    )
+    read_off = [run for run in runs.values() if run["noise"]]
+    if read_off:
+        third, last = (
+            100 * statistics.fmean(values)
+            for values in zip(*(map(noise_read, read_off)), strict=True)
+        )
+        text += f"  noise {third:.1f} / {last:.1f} %"
+    return text
+
+
+def noise_read(run: dict[str, Any]) -> tuple[float, float]:
+    """The estimated share of wrong labels, a third into a run and at its end."""
+    noise = {int(step): share for step, share in run["noise"].items()}
+    late = [share for step, share in noise.items() if step >= run["steps"] / 3]
+    last = [*noise.values()][-1]
+    return (late or [last])[0], last
 
 
 NAMES = {
@@ -392,20 +428,13 @@ def draw(records: list[dict[str, Any]], out: Path) -> None:
 
     figure = Figure(figsize=(8, 3.8), layout="constrained")
     panel = figure.subplots()
-    by = {(r["situation"], r["row"], r["seed"]): 100 * r["accuracy"] for r in records}
-    names = [name for name in NAMES if any(key[0] == name for key in by)]
+    rows = {key[2]: rows for key, rows in grouped(records).items() if key[:2] == ("test", 5)}
+    names = [name for name in NAMES if name in rows]
     for place, name in enumerate(reversed(names)):
-        seeds = sorted({seed for at, row, seed in by if at == name and row == "default"})
-        gains = [
-            by[name, "default", seed] - by[name, "random", seed]
-            for seed in seeds
-            if (name, "random", seed) in by
-        ]
-        panel.plot(gains, [place] * len(gains), "o", color="#cc79a7", alpha=0.5, markersize=5)
-        mean = statistics.fmean(gains)
-        panel.errorbar(
-            mean, place, xerr=half_interval(gains), fmt="D", color="black", markersize=5, capsize=3
-        )
+        gained = gains(rows[name]["default"], rows[name]["random"])
+        panel.plot(gained, [place] * len(gained), "o", color="#cc79a7", alpha=0.5, markersize=5)
+        mean, interval = statistics.fmean(gained), half_interval(gained)
+        panel.errorbar(mean, place, xerr=interval, fmt="D", color="black", markersize=5, capsize=3)
         panel.annotate(
             f"{mean:+.1f}", (mean, place), xytext=(0, 6), textcoords="offset points", ha="center"
         )
@@ -435,7 +464,9 @@ def main() -> None:
     one.add_argument("--lr", type=float, default=LR)
     one.add_argument("--minutes", type=float, default=math.inf)
     one.add_argument("--shard", type=lambda text: tuple(map(int, text.split("/"))), default=(1, 1))
-    commands.add_parser("show").add_argument("results", type=Path, nargs="+")
+    shown = commands.add_parser("show")
+    shown.add_argument("results", type=Path, nargs="+")
+    shown.add_argument("--seeds", type=lambda text: [*map(int, text.split(","))])
     timed = commands.add_parser("time")
     timed.add_argument("--data-dir", type=Path, required=True)
     timed.add_argument("--turns", type=int, default=20)
@@ -451,7 +482,8 @@ def main() -> None:
     picture.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     if arguments.command == "show":
-        show([record for path in arguments.results for record in read(path)])
+        records = [record for path in arguments.results for record in read(path)]
+        show([r for r in records if arguments.seeds is None or r["seed"] in arguments.seeds])
     elif arguments.command == "time":
         time_steps(arguments)
     elif arguments.command == "read":
